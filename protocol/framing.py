@@ -1,0 +1,65 @@
+"""Envelopes over a byte stream: how a link and its trainer speak on their private socket.
+
+A frame is four big-endian lengths' worth of parts: kind (1 byte), header (u32), signature (u16),
+payload (u64). Nothing is pickled; a peer can send bytes and nothing else.
+"""
+
+import socket
+import struct
+from enum import IntEnum
+
+from .envelope import MAX_HEADER_BYTES, Envelope
+from .errors import ProtocolError
+
+_HEAD = struct.Struct(">BIHQ")
+MAX_PAYLOAD_BYTES = 4 << 30  # an 8B model's all-linear adapter of rank 256 in float32 is 2.5 GiB
+
+
+class Kind(IntEnum):
+    """What a frame is."""
+
+    REQUEST = 1  # to the trainer: a signed request; answered by REPLY when the work is done
+    REPLY = 2
+    STATUS = 3  # to the trainer, no parts: answered at once by PROGRESS
+    PROGRESS = 4
+
+
+def send(stream: socket.socket, kind: Kind, envelope: Envelope) -> None:
+    """Write one frame."""
+    stream.sendall(
+        _HEAD.pack(kind, len(envelope.header), len(envelope.signature), len(envelope.payload))
+    )
+    for part in (envelope.header, envelope.signature, envelope.payload):
+        stream.sendall(part)
+
+
+def receive(stream: socket.socket) -> tuple[Kind, Envelope] | None:
+    """Read one frame; None when the peer closed between frames.
+
+    Raises:
+        ProtocolError: the stream ended inside a frame, or a length or kind is out of range.
+    """
+    first = stream.recv(1)
+    if not first:
+        return None
+    kind, header, signature, payload = _HEAD.unpack(first + _exactly(stream, _HEAD.size - 1))
+    if header > MAX_HEADER_BYTES or signature > 1024 or payload > MAX_PAYLOAD_BYTES:
+        raise ProtocolError(f"a frame with {header}+{signature}+{payload} bytes is too large")
+    try:
+        known = Kind(kind)
+    except ValueError as error:
+        raise ProtocolError(f"unknown frame kind {kind}") from error
+    return known, Envelope(
+        _exactly(stream, header), _exactly(stream, signature), _exactly(stream, payload)
+    )
+
+
+def _exactly(stream: socket.socket, size: int) -> bytes:
+    buffer = bytearray(size)
+    view = memoryview(buffer)
+    while view:
+        count = stream.recv_into(view)
+        if not count:
+            raise ProtocolError("the connection ended inside a frame")
+        view = view[count:]
+    return bytes(buffer)

@@ -1,0 +1,179 @@
+"""`study.toml`: what the coordinator asks of every hospital.
+
+A hospital may narrow what a study asks (see `site`), never widen it.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from .settings import Section, load_toml
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+"""A site or study name: lower-case letters, digits and dashes, at most 63 (an RFC 1123 label)."""
+
+StudyId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,79}$")]
+"""A study's name with the suffix that tells one submission of it from the next."""
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Quantization(StrEnum):
+    """How the frozen base model is held in memory."""
+
+    NONE = "none"
+    INT8 = "int8"  # LLM.int8(), bitsandbytes
+    NF4 = "nf4"  # QLoRA's 4-bit normal float (arXiv 2305.14314, section 3)
+    FP4 = "fp4"
+
+
+class ModelSettings(Section):
+    """The base model; its weights never travel."""
+
+    base: str = Field(
+        min_length=1,
+        description="a directory in Hugging Face layout, or a hub id such as mistralai/Mistral-7B",
+    )
+    sha256: Sha256 | None = Field(
+        default=None,
+        description="SHA-256 over the base's safetensors files; a site with other weights refuses",
+    )
+    quantization: Quantization = Field(
+        default=Quantization.NF4, description="one of nf4, fp4, int8, none"
+    )
+    double_quantization: bool = Field(
+        default=True, description="quantize the 4-bit scales too (saves 0.4 bit a parameter)"
+    )
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="auto is bfloat16 on a GPU that has it, float32 on a CPU"
+    )
+
+
+class AdapterSettings(Section):
+    """The trained part: a LoRA adapter (arXiv 2106.09685)."""
+
+    kind: Literal["lora"] = Field(default="lora", description="the PEFT method")
+    rank: int = Field(default=16, ge=1, le=1024, description="LoRA rank r")
+    alpha: float = Field(default=32.0, gt=0, description="LoRA scale; the update is alpha/r * B A")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before A")
+    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+        default="all-linear", description='"all-linear" or a list of module names'
+    )
+
+
+class PromptSettings(Section):
+    """How a row becomes text."""
+
+    template: Literal["alpaca", "chat", "plain"] = Field(
+        default="alpaca",
+        description="alpaca, chat (the tokenizer's own chat template), or plain",
+    )
+
+
+class TrainingSettings(Section):
+    """One site's local work in one round."""
+
+    steps: int = Field(default=10, ge=1, le=1_000_000, description="optimizer steps a round")
+    batch_size: int = Field(default=16, ge=1, le=65_536, description="examples a step")
+    learning_rate: float = Field(default=2e-4, gt=0, le=10, description="AdamW's peak rate")
+    learning_rate_end: float = Field(
+        default=0.0, ge=0, le=10, description="the rate of the last round (cosine schedule)"
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant", description="the learning rate over the rounds: constant or cosine"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, le=10, description="AdamW's decoupled decay")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradient clipping, global L2 norm")
+    max_length: int = Field(default=512, ge=8, le=1_048_576, description="tokens an example")
+
+
+class EvaluationSettings(Section):
+    """What each site measures on its own held-out rows."""
+
+    max_examples: int = Field(default=512, ge=1, description="held-out rows used at each site")
+    every: int = Field(default=1, ge=1, description="evaluate in every n-th round")
+    lone_baseline: bool = Field(
+        default=False,
+        description="after the study, train each site alone for the same steps and compare",
+    )
+
+
+class RoundSettings(Section):
+    """How a round is run; neither waiting for sites nor for replies can last for ever."""
+
+    count: int = Field(default=10, ge=1, le=100_000, description="rounds in the study")
+    minimum_sites: int = Field(
+        default=2, ge=1, le=10_000, description="sites whose update a round needs"
+    )
+    deadline_seconds: float = Field(
+        default=3600.0, gt=0, description="a site that has not answered by then is late"
+    )
+    join_seconds: float = Field(
+        default=600.0, gt=0, description="how long to wait for minimum_sites to be online"
+    )
+    failed_rounds: int = Field(
+        default=3, ge=1, description="rounds in a row without minimum_sites before the study fails"
+    )
+
+
+class AggregationSettings(Section):
+    """How updates become the next adapter."""
+
+    strategy: Literal["fedavg"] = Field(default="fedavg", description="the server algorithm")
+    weighting: Literal["examples", "equal"] = Field(
+        default="examples", description="weight of a site's update: examples or equal"
+    )
+    max_examples: int = Field(
+        default=100_000, ge=1, description="the most examples a site's weight may claim"
+    )
+    max_update_norm: float = Field(
+        default=1e4, gt=0, description="an update with a larger L2 norm is refused"
+    )
+
+
+class CodecSettings(Section):
+    """How an adapter is written on the wire, in each direction."""
+
+    up: str = Field(default="fp32", description="site to aggregator (the change of the adapter)")
+    down: str = Field(default="fp32", description="aggregator to site (the adapter itself)")
+
+
+class StudySettings(Section):
+    """The whole of `study.toml`."""
+
+    name: Name = Field(description="lower-case letters, digits and dashes, at most 63")
+    seed: int = Field(default=42, ge=0, lt=2**63, description="decides every random draw")
+    sites: tuple[Name, ...] = Field(
+        default=(), description="the hospitals asked; empty means every enrolled one"
+    )
+    model: ModelSettings
+    adapter: AdapterSettings = AdapterSettings()
+    prompt: PromptSettings = PromptSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    rounds: RoundSettings = RoundSettings()
+    aggregation: AggregationSettings = AggregationSettings()
+    codec: CodecSettings = CodecSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.sites)) != len(self.sites):
+            raise ValueError("sites: a hospital is named twice")
+        if self.sites and self.rounds.minimum_sites > len(self.sites):
+            raise ValueError(
+                f"rounds.minimum_sites = {self.rounds.minimum_sites} can never be met: "
+                f"the study names {len(self.sites)} site(s)"
+            )
+        if self.training.learning_rate_end > self.training.learning_rate:
+            raise ValueError(
+                f"training.learning_rate_end = {self.training.learning_rate_end} must not exceed "
+                f"training.learning_rate = {self.training.learning_rate}"
+            )
+        return self
+
+
+def load_study(path: Path) -> StudySettings:
+    """Read a `study.toml`; see `settings.load_toml` for the errors."""
+    return load_toml(path, StudySettings)
