@@ -111,3 +111,8 @@ def supernode_arguments(
         "--ssl-keyfile", str(runtime_key),
         "--superexec-auth-secret-file", str(secret),
     ]  # fmt: skip
+
+
+# A Flower error reply is a free text. Ours hold one of our reason codes behind this prefix, because
+# an exception's own text could quote a patient record.
+ERROR_PREFIX: Final = "fedward:"

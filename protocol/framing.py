@@ -24,11 +24,36 @@ class Kind(IntEnum):
     PROGRESS = 4
 
 
+def _head(kind: Kind, envelope: Envelope) -> bytes:
+    return _HEAD.pack(kind, len(envelope.header), len(envelope.signature), len(envelope.payload))
+
+
+def frame(kind: Kind, envelope: Envelope) -> bytes:
+    """One frame as bytes: for a small message over HTTP."""
+    return _head(kind, envelope) + envelope.header + envelope.signature + envelope.payload
+
+
+def parse(data: bytes) -> tuple[Kind, Envelope]:
+    """Read one frame from bytes that hold nothing else.
+
+    Raises:
+        ProtocolError: not exactly one frame.
+    """
+    if len(data) < _HEAD.size:
+        raise ProtocolError(f"{len(data)} bytes are too few for a frame")
+    kind, header, signature, payload = _HEAD.unpack_from(data)
+    if len(data) != _HEAD.size + header + signature + payload:
+        raise ProtocolError("a frame's lengths do not add up to its size")
+    parts, start = [], _HEAD.size
+    for size in (header, signature, payload):
+        parts.append(data[start : start + size])
+        start += size
+    return _kind(kind), Envelope(*parts)
+
+
 def send(stream: socket.socket, kind: Kind, envelope: Envelope) -> None:
     """Write one frame."""
-    stream.sendall(
-        _HEAD.pack(kind, len(envelope.header), len(envelope.signature), len(envelope.payload))
-    )
+    stream.sendall(_head(kind, envelope))
     for part in (envelope.header, envelope.signature, envelope.payload):
         stream.sendall(part)
 
@@ -45,13 +70,16 @@ def receive(stream: socket.socket) -> tuple[Kind, Envelope] | None:
     kind, header, signature, payload = _HEAD.unpack(first + _exactly(stream, _HEAD.size - 1))
     if header > MAX_HEADER_BYTES or signature > 1024 or payload > MAX_PAYLOAD_BYTES:
         raise ProtocolError(f"a frame with {header}+{signature}+{payload} bytes is too large")
-    try:
-        known = Kind(kind)
-    except ValueError as error:
-        raise ProtocolError(f"unknown frame kind {kind}") from error
-    return known, Envelope(
+    return _kind(kind), Envelope(
         _exactly(stream, header), _exactly(stream, signature), _exactly(stream, payload)
     )
+
+
+def _kind(number: int) -> Kind:
+    try:
+        return Kind(number)
+    except ValueError as error:
+        raise ProtocolError(f"unknown frame kind {number}") from error
 
 
 def _exactly(stream: socket.socket, size: int) -> bytes:

@@ -1,0 +1,195 @@
+"""Flower's SuperNode, started with its known traps closed.
+
+    python -m hospital_node.link.supernode NODE_ID_FILE DOORBELL [flower-supernode flags]
+
+What is changed, each by replacing one name of flwr 1.41 and nothing in its files:
+
+- Polling. An idle SuperNode asks for work every 3 s and looks for a ClientApp's reply every 0.5 s;
+  that alone is 2 to 3 s of every round. Here a node that worked lately asks five times a second
+  and slows down to Flower's 3 s over five quiet minutes, and a reply is noticed at once.
+- The wedge. A ClientApp that ends without a reply (SIGTERM, eviction) leaves the SuperNode waiting
+  for ever, `online` all the while. Here a failed task is answered with an error reply.
+- Quick restarts. A killed SuperNode is refused for 60 s, because the aggregator still counts it as
+  online. Here it first deactivates its own former self, whose id it keeps in NODE_ID_FILE.
+- Silence. A refused signature (unknown or revoked key, or a clock that is off) ends a SuperNode
+  with exit code 0 and no reason. Here it says which, and exits with REFUSED.
+"""
+
+import sys
+import threading
+import time
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+from flwr.app import Error
+from flwr.common.constant import ErrorCode
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    ActivateNodeResponse,
+    DeactivateNodeRequest,
+)
+from flwr.supernode import fleet_http_connection, start_client_internal
+from flwr.supernode.cli.flower_supernode import flower_supernode
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.nodestate import in_memory_nodestate, nodestate_factory
+
+from protocol.files import write_atomic
+from protocol.flower import ERROR_PREFIX
+
+from ._wake import ring
+
+REFUSED = 4  # exit code: the aggregator does not accept this node
+CLOCK_LIMIT_SECONDS = 5.0  # Flower accepts a timestamp up to 5 s in its future
+
+FAST_POLL_SECONDS = 0.2
+IDLE_POLL_SECONDS = 3.0  # Flower's own
+QUIET_SECONDS = 300.0  # quiet time after which polling is as slow as Flower's
+
+
+class Pace:
+    """Stands in for the `time` module inside Flower's SuperNode loop."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Event()
+        self._active = time.monotonic()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+    def changed(self) -> None:
+        """A reply or a part of it arrived."""
+        self._changed.set()
+
+    def sleep(self, seconds: float) -> None:
+        """Flower's loop sleeps 3 s when it has no work and less when it waits for a reply."""
+        if seconds < IDLE_POLL_SECONDS:
+            self._active = time.monotonic()
+            self._changed.wait(seconds)
+            self._changed.clear()
+            return
+        quiet = time.monotonic() - self._active
+        time.sleep(
+            min(
+                IDLE_POLL_SECONDS, max(FAST_POLL_SECONDS, IDLE_POLL_SECONDS * quiet / QUIET_SECONDS)
+            )
+        )
+
+
+class NodeState(in_memory_nodestate.InMemoryNodeState):
+    """Flower's node state, with a reply for every message and a bell for every change."""
+
+    pace: Pace
+    doorbell: Path
+
+    def create_task(self, *args: Any, **kwargs: Any) -> int | None:
+        """Tell the executor that there is work."""
+        task = super().create_task(*args, **kwargs)
+        ring(self.doorbell)
+        return task
+
+    def finish_task(self, task_id: int, sub_status: str, details: str) -> bool:
+        """Answer the aggregator when the executor reports a ClientApp that ended without doing so.
+
+        Only the executor's reports carry our prefix: a ClientApp that failed by itself has already
+        replied, and an error made here could then fall on the next round's message.
+        """
+        finished = super().finish_task(task_id, sub_status, details)
+        tasks = self.get_tasks(task_ids=[task_id]) if finished else []
+        if tasks and details.startswith(ERROR_PREFIX):
+            run_id = tasks[0].run_id
+            self.get_messages_legacy(run_ids=[run_id], is_reply=False)  # marks them as taken
+            self._store_error_replies(
+                {run_id}, Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, details)
+            )
+        self.pace.changed()
+        return finished
+
+    def store_message_and_object_tree(self, *args: Any, **kwargs: Any) -> Any:
+        """Wake the loop that waits for a reply."""
+        stored = super().store_message_and_object_tree(*args, **kwargs)
+        self.pace.changed()
+        return stored
+
+    def store_object(self, *args: Any, **kwargs: Any) -> Any:
+        """Wake the loop that waits for a reply's parts."""
+        stored = super().store_object(*args, **kwargs)
+        self.pace.changed()
+        return stored
+
+
+class Client(FleetHttpClient):
+    """Flower's Fleet client, which remembers who it was and says why it is refused."""
+
+    node_id_file: Path
+    refusal: str = ""
+
+    def ActivateNode(self, request: ActivateNodeRequest) -> ActivateNodeResponse:
+        """Activate; if the aggregator still counts this node's former process as online, end it."""
+        try:
+            response = super().ActivateNode(request)
+        except httpx.HTTPStatusError as error:
+            former = _read_node_id(self.node_id_file)
+            if error.response.status_code != httpx.codes.PRECONDITION_FAILED or former is None:
+                raise
+            self.DeactivateNode(DeactivateNodeRequest(node_id=former))
+            response = super().ActivateNode(request)
+        write_atomic(self.node_id_file, str(response.node_id).encode())
+        return response
+
+    def _send(self, context: Any, *, stream: bool = False) -> httpx.Response:
+        response = super()._send(context, stream=stream)
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            Client.refusal = explain_refusal(response)
+            print(Client.refusal, file=sys.stderr, flush=True)
+        return response
+
+
+def explain_refusal(response: httpx.Response) -> str:
+    """Say why an aggregator answers 401: the clocks are compared through its Date header."""
+    offset = _clock_offset(response)
+    if offset is not None and abs(offset) > CLOCK_LIMIT_SECONDS:
+        direction = "ahead of" if offset > 0 else "behind"
+        return (
+            f"refused by the aggregator: this machine's clock is {abs(offset):.0f} s {direction} "
+            "the aggregator's, and signatures hold for seconds; run NTP on both, then restart"
+        )
+    return (
+        "refused by the aggregator: this node's key is not enrolled there, or was revoked; ask the "
+        "coordinator, who sees it in the list of nodes"
+    )
+
+
+def _clock_offset(response: httpx.Response) -> float | None:
+    try:
+        return time.time() - parsedate_to_datetime(response.headers["date"]).timestamp()
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _read_node_id(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def main() -> None:
+    """Start the SuperNode; Flower's own flags follow our two arguments."""
+    node_id_file, doorbell = Path(sys.argv[1]), Path(sys.argv[2])
+    sys.argv = ["flower-supernode", *sys.argv[3:]]
+    pace = Pace()
+    Client.node_id_file = node_id_file
+    NodeState.pace, NodeState.doorbell = pace, doorbell
+    start_client_internal.time = pace  # type: ignore[assignment]
+    fleet_http_connection.FleetHttpClient = Client  # type: ignore[misc]
+    nodestate_factory.InMemoryNodeState = NodeState  # type: ignore[misc]
+    try:
+        flower_supernode()
+    except SystemExit as end:
+        sys.exit(REFUSED if Client.refusal else end.code)
+
+
+if __name__ == "__main__":
+    main()
