@@ -7,6 +7,7 @@ often, so whoever raises the version in pyproject.toml starts on this page.
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Final
 
 # An object (a chunk of an array) must cross the link within Flower's 30 s read timeout. At its
@@ -116,3 +117,17 @@ def supernode_arguments(
 # A Flower error reply is a free text. Ours hold one of our reason codes behind this prefix, because
 # an exception's own text could quote a patient record.
 ERROR_PREFIX: Final = "fedward:"
+
+
+def replace(module: ModuleType, name: str, value: object) -> None:
+    """Put `value` in place of a name inside one of Flower's modules.
+
+    Raises:
+        RuntimeError: the module has no such name, so this is not the version we were written for.
+    """
+    if not hasattr(module, name):
+        raise RuntimeError(
+            f"{module.__name__} has no {name!r}: fedward was written against flwr 1.41, "
+            "and another version is installed"
+        )
+    setattr(module, name, value)

@@ -32,7 +32,7 @@ from flwr.supercore.superexec.executor import LaunchResult
 from flwr.supercore.superexec.executor.types import ExecutionSpec
 from flwr.supernode.runtime import run_clientapp as clientapp
 
-from protocol.flower import ERROR_PREFIX
+from protocol.flower import ERROR_PREFIX, replace
 from protocol.states import Reason
 
 from . import client_app
@@ -97,9 +97,9 @@ def _be_client_app(spec: ExecutionSpec) -> NoReturn:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         exit_handler.registered_exit_handlers.clear()  # they belong to the parent
         _interrupt_on(signal.SIGTERM, signal.SIGINT)
-        clientapp.install_from_fab = lambda *_a, **_k: None
-        clientapp.get_load_client_app_fn = lambda **_k: lambda *_a: client_app.app
-        clientapp.register_signal_handlers = _register_exit_handlers
+        replace(clientapp, "install_from_fab", lambda *_a, **_k: None)
+        replace(clientapp, "get_load_client_app_fn", lambda **_k: lambda *_a: client_app.app)
+        replace(clientapp, "register_signal_handlers", _register_exit_handlers)
         certificates = Path(spec.root_certificates_path or "").read_bytes()
         clientapp.run_clientapp(spec.runtime_api_address, spec.token, spec.insecure, certificates)
     except SystemExit as end:
@@ -173,8 +173,8 @@ def main() -> None:
 
     bell = Doorbell(Path(sys.argv[1]))
     sys.argv = ["flower-superexec", *sys.argv[2:]]
-    superexec.time = _WaitForBell(bell)  # type: ignore[assignment]
-    superexec.get_executor = lambda *_a, **_k: ForkExecutor()  # type: ignore[assignment]
+    replace(superexec, "time", _WaitForBell(bell))
+    replace(superexec, "get_executor", lambda *_a, **_k: ForkExecutor())
     flower_superexec()
 
 

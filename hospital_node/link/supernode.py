@@ -36,7 +36,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.nodestate import in_memory_nodestate, nodestate_factory
 
 from protocol.files import write_atomic
-from protocol.flower import ERROR_PREFIX
+from protocol.flower import ERROR_PREFIX, replace
 
 from ._wake import ring
 
@@ -182,9 +182,9 @@ def main() -> None:
     pace = Pace()
     Client.node_id_file = node_id_file
     NodeState.pace, NodeState.doorbell = pace, doorbell
-    start_client_internal.time = pace  # type: ignore[assignment]
-    fleet_http_connection.FleetHttpClient = Client  # type: ignore[misc]
-    nodestate_factory.InMemoryNodeState = NodeState  # type: ignore[misc]
+    replace(start_client_internal, "time", pace)
+    replace(fleet_http_connection, "FleetHttpClient", Client)
+    replace(nodestate_factory, "InMemoryNodeState", NodeState)
     try:
         flower_supernode()
     except SystemExit as end:
