@@ -7,8 +7,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from .errors import SettingsError
 from .settings import Section, load_toml
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
@@ -121,16 +122,111 @@ class RoundSettings(Section):
 class AggregationSettings(Section):
     """How updates become the next adapter."""
 
-    strategy: Literal["fedavg"] = Field(default="fedavg", description="the server algorithm")
-    weighting: Literal["examples", "equal"] = Field(
-        default="examples", description="weight of a site's update: examples or equal"
+    strategy: Literal[
+        "fedavg",
+        "fedprox",
+        "fedavgm",
+        "fedadagrad",
+        "fedyogi",
+        "fedadam",
+        "scaffold",
+        "median",
+        "trimmed-mean",
+        "krum",
+        "multi-krum",
+    ] = Field(default="fedavg", description="the server algorithm")
+    lora: Literal["factors", "flexlora", "ffa", "rolora", "fedex", "flora"] = Field(
+        default="factors",
+        description="factors averages A and B apart; flexlora truncates their exact product; ffa "
+        "trains B only; rolora trains B and A in turn; fedex and flora change the base weights",
+    )
+    weighting: Literal["examples", "equal", "inverse-loss"] = Field(
+        default="examples", description="weight of a site's update: examples, equal, inverse-loss"
     )
     max_examples: int = Field(
         default=100_000, ge=1, description="the most examples a site's weight may claim"
     )
+    inverse_loss_floor: float = Field(
+        default=0.1, gt=0, le=100, description="inverse-loss takes a smaller training loss as this"
+    )
     max_update_norm: float = Field(
         default=1e4, gt=0, description="an update with a larger L2 norm is refused"
     )
+    server_learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        le=100,
+        description="the server's step; unset is 0.001 for fedadagrad, fedyogi, fedadam, else 1",
+    )
+    momentum: float = Field(default=0.5, ge=0, lt=1, description="fedavgm's momentum")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="adaptive methods: first moment")
+    beta2: float = Field(default=0.99, ge=0, lt=1, description="adaptive methods: second moment")
+    tau: float = Field(default=1e-3, gt=0, le=1, description="adaptive methods: adaptivity")
+    proximal_mu: float = Field(
+        default=0.01, gt=0, le=1e3, description="fedprox: weight of the proximal term"
+    )
+    trim_fraction: float = Field(
+        default=0.1, ge=0, lt=0.5, description="trimmed-mean: share cut off at each end"
+    )
+    byzantine_sites: int = Field(
+        default=1, ge=0, le=1000, description="krum, multi-krum: hostile sites to withstand (f)"
+    )
+    krum_keep: int = Field(
+        default=0, ge=0, le=10_000, description="multi-krum: updates averaged; 0 is all but f"
+    )
+    stack_sites: int = Field(
+        default=16,
+        ge=2,
+        le=10_000,
+        description="flexlora: sites whose factors are held before they are compressed",
+    )
+    sample_fraction: float = Field(
+        default=1.0, gt=0, le=1, description="share of the online sites whose update a round needs"
+    )
+    oversample: float = Field(
+        default=0.0, ge=0, le=10, description="share asked above that, for those that are late"
+    )
+
+    @property
+    def step(self) -> float:
+        """The server learning rate, with the strategy's own default."""
+        adaptive = self.strategy in {"fedadagrad", "fedyogi", "fedadam"}
+        return self.server_learning_rate or (1e-3 if adaptive else 1.0)
+
+    @property
+    def proximal(self) -> float:
+        """FedProx's mu for the trainer; 0 unless the strategy is fedprox."""
+        return self.proximal_mu if self.strategy == "fedprox" else 0.0
+
+    def trained_factors(self, round_number: int) -> frozenset[Literal["A", "B"]]:
+        """The LoRA factors that train in round `round_number` (from 1); the others stay frozen.
+
+        FFA-LoRA (arXiv 2403.12313) trains B for ever. RoLoRA (arXiv 2502.01755) takes turns, B in
+        odd rounds: B begins at zero, so A's gradient in the first round is zero too.
+        """
+        if self.lora == "ffa":
+            return frozenset({"B"})
+        if self.lora == "rolora":
+            return frozenset({"B"}) if round_number % 2 else frozenset({"A"})
+        return frozenset({"A", "B"})
+
+    @model_validator(mode="after")
+    def _compatible(self) -> Self:
+        if self.lora in {"flexlora", "fedex", "flora"} and self.strategy not in {
+            "fedavg",
+            "fedprox",
+        }:
+            raise ValueError(
+                f"aggregation.lora = {self.lora!r} rebuilds the factors every round, so "
+                f"aggregation.strategy = {self.strategy!r} has nothing to compare them with: use "
+                "'fedavg' or 'fedprox'"
+            )
+        if self.lora == "rolora" and self.strategy == "scaffold":
+            raise ValueError(
+                "aggregation.lora = 'rolora' freezes half of the adapter in turn, and scaffold's "
+                "control variates of that half would go stale: use another of the two"
+            )
+        return self
 
 
 class CodecSettings(Section):
@@ -138,6 +234,38 @@ class CodecSettings(Section):
 
     up: str = Field(default="fp32", description="site to aggregator (the change of the adapter)")
     down: str = Field(default="fp32", description="aggregator to site (the adapter itself)")
+    error_feedback: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="a site adds what its last encoding lost to its next update; auto: topk only",
+    )
+
+    @property
+    def feedback(self) -> bool:
+        """Whether a site keeps what its encoding lost for the next round."""
+        if self.error_feedback == "auto":
+            return self.up.startswith("topk")
+        return self.error_feedback == "on"
+
+    @field_validator("up", "down")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        # Imported here because the codecs' payloads are messages, and messages hold settings.
+        from .codec import get_codec
+
+        try:
+            return get_codec(name).name
+        except SettingsError as error:
+            raise ValueError(str(error)) from error
+
+    @field_validator("down")
+    @classmethod
+    def _whole_adapter(cls, name: str) -> str:
+        if name.startswith(("topk", "int2", "int4", "nf4")):
+            raise ValueError(
+                "this codec is for a change of the adapter; the adapter itself would lose a tenth "
+                "or more of every weight in each round: use fp32, bf16, fp16 or int8"
+            )
+        return name
 
 
 class StudySettings(Section):
@@ -166,12 +294,34 @@ class StudySettings(Section):
                 f"rounds.minimum_sites = {self.rounds.minimum_sites} can never be met: "
                 f"the study names {len(self.sites)} site(s)"
             )
+        self._check_aggregation()
         if self.training.learning_rate_end > self.training.learning_rate:
             raise ValueError(
                 f"training.learning_rate_end = {self.training.learning_rate_end} must not exceed "
                 f"training.learning_rate = {self.training.learning_rate}"
             )
         return self
+
+    def _check_aggregation(self) -> None:
+        aggregation, kind = self.aggregation, str(self.adapter.kind)
+        if aggregation.lora != "factors" and kind not in {"lora", "rslora"}:
+            raise ValueError(
+                f"aggregation.lora = {aggregation.lora!r} is about LoRA's two factors; "
+                f"adapter.kind = {kind!r} needs 'factors'"
+            )
+        if aggregation.lora in {"fedex", "flora"} and self.model.quantization != Quantization.NONE:
+            raise ValueError(
+                f"aggregation.lora = {aggregation.lora!r} adds to the base weights every round, "
+                f"which model.quantization = {self.model.quantization.value!r} cannot hold: use "
+                "'none', or aggregation.lora = 'flexlora'"
+            )
+        needed = 2 * aggregation.byzantine_sites + 3
+        if "krum" in aggregation.strategy and self.rounds.minimum_sites < needed:
+            raise ValueError(
+                f"aggregation.strategy = {aggregation.strategy!r} withstands byzantine_sites = "
+                f"{aggregation.byzantine_sites} only among {needed} or more: "
+                f"rounds.minimum_sites = {self.rounds.minimum_sites} is too few"
+            )
 
 
 def load_study(path: Path) -> StudySettings:
