@@ -1,0 +1,1 @@
+"""The Flower app bundle; see pyproject.toml beside this folder."""

@@ -1,0 +1,5 @@
+"""What Flower starts at the aggregator."""
+
+from server.app import app
+
+__all__ = ["app"]
