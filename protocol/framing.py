@@ -82,35 +82,6 @@ def _kind(number: int) -> Kind:
         raise ProtocolError(f"unknown frame kind {number}") from error
 
 
-def pack(kind: Kind, envelope: Envelope) -> bytes:
-    """One frame as bytes, for a body of an HTTP request."""
-    head = _HEAD.pack(kind, len(envelope.header), len(envelope.signature), len(envelope.payload))
-    return head + envelope.header + envelope.signature + envelope.payload
-
-
-def unpack(frame: bytes) -> tuple[Kind, Envelope]:
-    """The inverse of `pack`.
-
-    Raises:
-        ProtocolError: not exactly one frame.
-    """
-    if len(frame) < _HEAD.size:
-        raise ProtocolError(f"{len(frame)} bytes are too few for a frame")
-    kind, header, signature, payload = _HEAD.unpack_from(frame)
-    if len(frame) != _HEAD.size + header + signature + payload:
-        raise ProtocolError(f"a frame of {len(frame)} bytes whose lengths say otherwise")
-    try:
-        known = Kind(kind)
-    except ValueError as error:
-        raise ProtocolError(f"unknown frame kind {kind}") from error
-    signed = _HEAD.size + header
-    return known, Envelope(
-        frame[_HEAD.size : signed],
-        frame[signed : signed + signature],
-        frame[signed + signature :],
-    )
-
-
 def _exactly(stream: socket.socket, size: int) -> bytes:
     buffer = bytearray(size)
     view = memoryview(buffer)
