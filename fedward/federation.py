@@ -1,6 +1,7 @@
 """A federation on one machine: its settings file and the folder it lives in.
 
     FOLDER/
+      federation.toml        the hospitals, as given to `fedward up`
       federation.json        ports, so that a restarted federation keeps its addresses
       certs/                 the CA and every part's keys (certs.local)
       aggregator/            aggregator.toml, state/
@@ -113,6 +114,10 @@ class Layout:
         return self.folder / "federation.json"
 
     @property
+    def settings_file(self) -> Path:
+        return self.folder / "federation.toml"
+
+    @property
     def registry(self) -> Path:
         return self.aggregator / "registry.json"
 
@@ -161,6 +166,7 @@ def prepare(folder: Path, settings: FederationSettings) -> Federation:
         _write_site(layout, paths.sites[name], settings, settings.sites[name], ports, share)
     federation = Federation(layout, names, ports)
     state = {"sites": list(names), "ports": ports}
+    _write_toml(layout.settings_file, settings.model_dump(mode="json", exclude_none=True))
     write_atomic(layout.state_file, json.dumps(state, indent=1).encode())
     return federation
 

@@ -1,0 +1,42 @@
+# fedward's verbs. Each makes what it needs; nothing has to be installed by hand but Python 3.11.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+FOLDER ?= .fedward
+
+.PHONY: install demo up down test check bench clean
+
+install: $(VENV)/.installed
+
+# torch comes first and alone: its CPU build satisfies everything that asks for torch later, and a
+# resolver that sees both would fetch several GB of CUDA libraries on a machine without a GPU.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	touch $@
+
+demo: install      ## three hospitals on this machine, from nothing to a result
+	$(BIN)/fedward demo --folder $(FOLDER)
+
+up: install        ## start the federation again and keep it running
+	$(BIN)/fedward up --folder $(FOLDER)
+
+down: install      ## stop it
+	$(BIN)/fedward down --folder $(FOLDER)
+
+test: install      ## everything
+	$(BIN)/python -m pytest
+
+check: install     ## style, types, architecture; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+bench: install     ## figures of the README, each with its command
+	$(BIN)/python -m bench
+
+clean:             ## remove the environment and every local federation
+	rm -rf $(VENV) $(FOLDER)
