@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import click
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from certs.errors import CertError
 from protocol.errors import FedwardError
@@ -50,7 +49,7 @@ StudyName = Annotated[str, typer.Argument(help="a study's id, or the start of it
 def up(
     settings: Annotated[
         Path | None,
-        typer.Argument(help="federation.toml; without it the folder's own, or the demo's hospitals"),
+        typer.Argument(help="federation.toml; else the folder's own, or the demo's hospitals"),
     ] = None,
     folder: Folder = DEFAULT_FOLDER,
     as_json: AsJson = False,
@@ -68,7 +67,8 @@ def up(
     """
     federation = _start(folder, load_federation(settings) if settings else None)
     if as_json:
-        return _print_json({"dashboard": federation.dashboard, "sites": list(federation.sites)})
+        _print_json({"dashboard": federation.dashboard, "sites": list(federation.sites)})
+        return
     _say_addresses(federation)
     out.print("Next: [bold]fedward run STUDY.toml[/], or [bold]fedward status[/]")
 
@@ -107,11 +107,11 @@ def run(
     study_id = plane.submit(_with_absolute_base(settings, study))
     if detach:
         if as_json:
-            return _print_json({"study_id": study_id})
-        out.print(f"submitted {study_id}; watch it with `fedward status {study_id}`")
-        return None
+            _print_json({"study_id": study_id})
+        else:
+            out.print(f"submitted {study_id}; watch it with `fedward status {study_id}`")
+        return
     _watch(plane, study_id, as_json, _running(folder))
-    return None
 
 
 @app.command()
@@ -125,19 +125,21 @@ def status(
     if study is not None:
         detail = plane.study(_find(plane, study))
         if as_json:
-            return _print_json(detail.model_dump(mode="json"))
-        return out.print(watch.render(detail, plane.nodes()))
+            _print_json(detail.model_dump(mode="json"))
+        else:
+            out.print(watch.render(detail, plane.nodes()))
+        return
     studies, nodes = plane.studies(), plane.nodes()
     if as_json:
-        return _print_json(
+        _print_json(
             {
                 "studies": [row.model_dump(mode="json") for row in studies],
                 "nodes": [row.model_dump(mode="json") for row in nodes],
             }
         )
+        return
     out.print(summary.nodes_table(nodes))
     out.print(summary.studies_table(studies))
-    return None
 
 
 @app.command()
@@ -154,12 +156,12 @@ def logs(
     if not files:
         raise FedwardError(f"{layout.logs}: no logs yet", hint="`fedward up` starts a federation")
     if component is None:
-        return out.print("\n".join(files))
+        out.print("\n".join(files))
+        return
     if component not in files:
         raise FedwardError(f"{component!r}: no such component; there are {', '.join(files)}")
     text = files[component].read_text(errors="replace").splitlines()[-lines:]
     sys.stdout.write("\n".join(text) + "\n")
-    return None
 
 
 @app.command()
@@ -201,12 +203,16 @@ def doctor(
     Exit code 0 if everything is in order, 1 if a check failed.
     """
     from hospital_node.doctor import run_checks
+
     from protocol.site import load_site
 
-    files = [site] if site else [_prepared(folder).layout.site(s) / "site.toml"
-                                 for s in _prepared(folder).sites]  # fmt: skip
-    checks = [(load_site(file).name, check) for file in files
-              for check in run_checks(load_site(file))]  # fmt: skip
+    if site is not None:
+        files = [site]
+    else:
+        federation = _prepared(folder)
+        files = [federation.layout.site(name) / "site.toml" for name in federation.sites]
+    sites = [load_site(file) for file in files]
+    checks = [(one.name, check) for one in sites for check in run_checks(one)]
     if as_json:
         _print_json(
             [
@@ -244,8 +250,9 @@ def demo(
     if keep:
         out.print("The federation is still running: [bold]fedward down[/] stops it.")
     else:
-        out.print("Stopped. [bold]make up[/] starts it again with its history, [bold]make down[/] "
-                  "stops it.")  # fmt: skip
+        out.print(
+            "Stopped. [bold]make up[/] starts it again with its history; [bold]make down[/] stops."
+        )
 
 
 def _start(folder: Path, settings: FederationSettings | None) -> Federation:
@@ -309,7 +316,9 @@ def _prepared(folder: Path) -> Federation:
 def _running(folder: Path) -> Federation:
     federation = _prepared(folder)
     if launcher.running(federation.layout) is None:
-        raise FedwardError(f"{folder}: the federation is not running", hint="`fedward up` starts it")
+        raise FedwardError(
+            f"{folder}: the federation is not running", hint="`fedward up` starts it"
+        )
     return federation
 
 

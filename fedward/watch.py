@@ -47,8 +47,9 @@ def _lines(plane: ControlPlane, study_id: str, say: Callable[[str], None]) -> St
                 shown = row.round
                 say(
                     f"round {row.round}/{study.rounds_total}: {row.sites_ok} sites, "
-                    f"train loss {_number(row.train_loss)}, accuracy {_percent(row.eval_accuracy)}, "
-                    f"{row.seconds or 0:.1f} s, {size(row.bytes_up)} up, {size(row.bytes_down)} down"
+                    f"train loss {_number(row.train_loss)}, "
+                    f"accuracy {_percent(row.eval_accuracy)}, {row.seconds or 0:.1f} s, "
+                    f"{size(row.bytes_up)} up, {size(row.bytes_down)} down"
                 )
         if study.state.ended:
             return study
@@ -57,12 +58,13 @@ def _lines(plane: ControlPlane, study_id: str, say: Callable[[str], None]) -> St
 
 def render(study: StudyDetail, nodes: list[NodeView]) -> RenderableType:
     """One picture of a study and its hospitals."""
+    left = study.remaining_seconds
     head = Text.assemble(
         (study.study_id, "bold"),
         f"  {study.state}  round {study.round}/{study.rounds_total}",
         f"  accuracy {_percent(study.eval_accuracy)}",
         f"  {size(study.bytes_up)} up, {size(study.bytes_down)} down",
-        "" if study.remaining_seconds is None else f"  about {_clock(study.remaining_seconds)} left",
+        "" if left is None else f"  about {_clock(left)} left",
     )
     table = Table(box=None, pad_edge=False)
     for column in ("hospital", "trainer", "step", "", "loss", "tokens/s", "up", "down"):
