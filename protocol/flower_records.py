@@ -1,15 +1,12 @@
 """An envelope as Flower's records, and back: the one shape that both directions use.
 
     RecordDict
-      "fedward"   ConfigRecord   header: bytes, signature: bytes      (or failure: str, see below)
+      "fedward"   ConfigRecord   header: bytes, signature: bytes
       "payload"   ArrayRecord    "flat": uint8[n]                     (absent when empty)
 
-One array, because Flower's cost is per array object. A link that cannot reach its trainer has no
-key to sign with, so it answers with an unsigned `failure`, which is one of the `Reason` codes and
-nothing else; the aggregator counts the site as failed and can do no more with it.
-
-Flower is imported inside the functions, so that reading this module costs nothing where there is
-no Flower.
+One array, because Flower's cost is per array object. Flower is imported inside the functions, so
+that reading this module costs nothing where there is no Flower. A link that cannot reach its
+trainer has no key to sign with; it answers with a Flower error (see `flower.ERROR_PREFIX`).
 """
 
 from __future__ import annotations
@@ -19,7 +16,6 @@ from typing import TYPE_CHECKING, Final
 from .envelope import MAX_HEADER_BYTES, Envelope
 from .errors import ProtocolError
 from .framing import MAX_PAYLOAD_BYTES
-from .states import Reason
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord, RecordDict
@@ -51,24 +47,6 @@ def pack(envelope: Envelope, *, payload: ArrayRecord | None = None) -> RecordDic
     if envelope.payload:
         records[PAYLOAD] = payload if payload is not None else payload_record(envelope.payload)
     return records
-
-
-def pack_failure(reason: Reason) -> RecordDict:
-    """Make the unsigned answer of a link that has no trainer to ask."""
-    from flwr.app import ConfigRecord, RecordDict
-
-    return RecordDict({ENVELOPE: ConfigRecord({"failure": reason.value})})
-
-
-def failure_of(records: RecordDict) -> Reason | None:
-    """The reason in an unsigned answer; None when the records are something else."""
-    config = records.config_records.get(ENVELOPE)
-    if config is None or set(config) != {"failure"}:
-        return None
-    try:
-        return Reason(str(config["failure"]))
-    except ValueError:
-        return Reason.MALFORMED
 
 
 def unpack(records: RecordDict) -> Envelope:
