@@ -44,7 +44,7 @@ def serve(path: Path, *answers: Envelope | None) -> threading.Thread:
 
 def message(content: RecordDict) -> Message:
     """A message as a SuperNode would hand it to the ClientApp."""
-    TaskIdentity.run_id, TaskIdentity.node_id = 1, 7
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 7
     made = Message(content, dst_node_id=7, message_type="train")
     made.metadata.__dict__["_message_id"] = "m"
     return made
@@ -126,7 +126,7 @@ def test_an_idle_supernode_slows_down_and_a_reply_wakes_it() -> None:
 
 @pytest.mark.parametrize(
     ("offset", "words"),
-    [(0, "not enrolled there, or was revoked"), (-400, "400 s ahead of"), (400, "400 s behind")],
+    [(0, "not enrolled there, or was revoked"), (-400, "s ahead of"), (400, "s behind")],
 )
 def test_a_refused_node_says_whether_key_or_clock_is_wrong(offset: int, words: str) -> None:
     """The aggregator's Date header tells a wrong clock from an unknown key."""
