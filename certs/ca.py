@@ -13,17 +13,19 @@ never saved lives in memory, which is what tests want.
 import contextlib
 import datetime as dt
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs import _x509, keys
+from certs._generations import add_intermediate, lists_pem, new_generation, revoke_in, successor
+from certs._keystore import KeyStore
 from certs._state import Generation, Issued, Revoked, State
-from certs._x509 import Issuer, stamp, utc_now
-from certs.files import locked, make_folder, write_atomic, write_key
+from certs._x509 import stamp, utc_now
+from certs.files import locked, make_folder, write_atomic
 from certs.fingerprints import certificate_fingerprint
+from certs.leaf import Leaf
 from certs.names import (
     Role,
     check_lifetime,
@@ -36,68 +38,17 @@ from certs.sentences import refuse
 
 # Short, because revocation reaches only those who read the list, and expiry reaches everybody.
 CA_LIFETIME = dt.timedelta(days=730)
-INTERMEDIATE_LIFETIME = dt.timedelta(days=365)
 LEAF_LIFETIME = dt.timedelta(days=30)
 CRL_LIFETIME = dt.timedelta(days=7)
-# The root's own list, when its key is offline: it can only ever revoke the intermediate.
-ROOT_CRL_LIFETIME = dt.timedelta(days=365)
-
-# Root, cross-signed new root, intermediate: two CAs may stand between a root and a leaf.
-_ROOT_PATH, _CROSS_PATH, _INTERMEDIATE_PATH = 2, 1, 0
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """A certificate that a CA issued, with its chain, and its key when the CA made that too."""
-
-    certificate: x509.Certificate
-    chain: tuple[x509.Certificate, ...]
-    key: keys.CertificateKey | None = None
-
-    @property
-    def serial(self) -> str:
-        """The serial number, in lower-case hexadecimal."""
-        return f"{self.certificate.serial_number:x}"
-
-    @property
-    def not_after(self) -> dt.datetime:
-        """The last second of validity, UTC."""
-        return self.certificate.not_valid_after_utc
-
-    @property
-    def certificate_pem(self) -> bytes:
-        """The leaf and then its chain, in the order in which TLS sends them."""
-        return _x509.pem(self.certificate, *self.chain)
-
-    def write(self, folder: Path, stem: str) -> None:
-        """Write `<stem>.crt` (leaf and chain), and with a key `<stem>.key` and `<stem>.pem`.
-
-        `<stem>.pem` holds key and chain in one file: a process that reloads while a rotation
-        writes sees either the old pair or the new, never one half of each.
-        """
-        if self.key is not None:
-            private = keys.private_pem(self.key)
-            write_key(folder / f"{stem}.pem", private + self.certificate_pem)
-            write_key(folder / f"{stem}.key", private)
-        write_atomic(folder / f"{stem}.crt", self.certificate_pem)
 
 
 class CA:
     """A root, an optional intermediate below it, and the record of what they signed."""
 
-    def __init__(
-        self,
-        state: State,
-        held: dict[str, ec.EllipticCurvePrivateKey],
-        *,
-        folder: Path | None = None,
-        passphrase: str = "",
-    ) -> None:
+    def __init__(self, state: State, store: KeyStore) -> None:
         """Use `CA.create` or `CA.load`; this only puts the parts together."""
         self._state = state
-        self._keys = held
-        self._folder = folder
-        self._passphrase = passphrase
+        self._store = store
 
     # Make, save, load ------------------------------------------------------------------------
 
@@ -117,7 +68,7 @@ class CA:
         Args:
             name: shown in the subject, with a few random digits, so that two CAs never share one.
             curve: P-256 or P-384.
-            lifetime: of the root; the intermediate's is a year at most.
+            lifetime: of the root, and of the intermediate.
             intermediate: sign leaves with a CA below the root, so that the root's key can be kept
                 offline.
             crl_url: where clients find the revocation list; put into every leaf when given.
@@ -127,19 +78,21 @@ class CA:
             CertError: `curve`, `lifetime`.
         """
         now = now or utc_now()
-        generation, held = _new_generation(name, curve, check_lifetime(lifetime), now)
-        ca = cls(State([generation], crl_url), held)
+        store = KeyStore()
+        generation = new_generation(store, name, curve, check_lifetime(lifetime), now)
         if intermediate:
-            ca._add_intermediate(name, curve, now)
-        return ca
+            add_intermediate(generation, store, name, curve, now)
+        return cls(State([generation], crl_url), store)
 
-    def save(self, folder: Path, *, passphrase: str = "", root_passphrase: str = "") -> "CA":
+    def save(self, folder: Path, *, passphrase: str = "") -> "CA":
         """Write the CA to `folder`, and keep it up to date there from now on.
+
+        To take a key offline, move its file (`ca-<8 digits>.key`) to another medium; to sign with
+        it again, bring the file back.
 
         Args:
             folder: made when missing, 0700.
-            passphrase: encrypts the key that signs leaves, and the root's too.
-            root_passphrase: encrypts the root's key with another word than the intermediate's.
+            passphrase: encrypts the keys.
 
         Raises:
             CertError: `ca-exists`, `file-unwritable`.
@@ -148,10 +101,8 @@ class CA:
         with locked(folder):
             if (folder / "state.json").exists():
                 raise refuse("ca-exists", folder=folder)
-            for generation in self._state.generations:
-                self._write_keys(folder, generation, passphrase, root_passphrase)
+            self._store.save(folder, passphrase)
             self._state.write(folder)
-        self._folder, self._passphrase = folder, passphrase
         self.write_public_files()
         return self
 
@@ -162,7 +113,7 @@ class CA:
         Raises:
             CertError: `file-*`, `state-garbage`.
         """
-        return cls(State.read(folder), {}, folder=folder, passphrase=passphrase)
+        return cls(State.read(folder), KeyStore(folder, passphrase))
 
     # Look ------------------------------------------------------------------------------------
 
@@ -244,10 +195,10 @@ class CA:
         names = check_server_names(names)
         key = key or keys.new_certificate_key()
         subject = _x509.subject(names[0], "server")
+        alternative = _x509.general_names(names)
         certificate = self._issue(
-            subject, key.public_key(), _x509.SERVER, names[0], "server",
-            _x509.general_names(names), lifetime, now,
-        )  # fmt: skip
+            subject, key.public_key(), _x509.SERVER, names[0], "server", alternative, lifetime, now
+        )
         return Leaf(certificate, self.chain, key)
 
     def issue_client(
@@ -323,11 +274,10 @@ class CA:
         done: list[Revoked] = []
         with self._changing():
             for generation in self._state.generations:
-                done += _revoke_in(generation, target, role, reason, now)
+                done += revoke_in(generation, target, role, reason, now)
         if isinstance(target, int) and not done:
             raise refuse("serial-unknown", serial=f"{target:x}")
-        if self._folder:
-            self.write_public_files(now=now)
+        self.write_public_files(now=now)
         return done
 
     def crl_pem(
@@ -342,24 +292,11 @@ class CA:
         """
         now = now or utc_now()
         check_lifetime(lifetime)
-        text = b""
         with self._changing():
-            for generation in self._state.generations:
-                generation.forget(now)
-                generation.list_number += 1
-                revoked = [
-                    (int(entry.serial, 16), _x509.parse_stamp(entry.when))
-                    for entry in generation.revoked
-                ]
-                text += _x509.pem(
-                    _x509.revocation_list(
-                        self._signer(generation.issuing), revoked,
-                        number=generation.list_number, begin=now - _x509.BACKDATE,
-                        end=now + lifetime,
-                    )
-                )  # fmt: skip
-                text += generation.root_list.encode()
-        return text
+            return b"".join(
+                lists_pem(generation, self._store, lifetime, now)
+                for generation in self._state.generations
+            )
 
     def write_public_files(
         self, *, lifetime: dt.timedelta = CRL_LIFETIME, now: dt.datetime | None = None
@@ -369,20 +306,19 @@ class CA:
         Raises:
             CertError: `ca-offline`, `key-*`, `file-unwritable`.
         """
-        if self._folder is None:
+        folder = self._store.folder
+        if folder is None:
             return
-        write_atomic(self._folder / "ca.crt", _x509.pem(self.root))
-        write_atomic(self._folder / "trust.pem", self.trust_pem)
-        crl = self.crl_pem(lifetime=lifetime, now=now)
-        write_atomic(self._folder / "crl.pem", crl)
+        write_atomic(folder / "ca.crt", _x509.pem(self.root))
+        write_atomic(folder / "trust.pem", self.trust_pem)
+        write_atomic(folder / "crl.pem", self.crl_pem(lifetime=lifetime, now=now))
 
     def sign_bytes(self, data: bytes) -> bytes:
         """An ECDSA signature (SHA-256) of the issuing key over `data`, for bundles.
 
         The caller begins `data` with words of its own, which no certificate begins with.
         """
-        signer = self._signer(self.issuing)
-        return keys.sign_ec(signer.key, data)
+        return keys.sign_ec(self._store.signer(self.issuing).key, data)
 
     # Change the root -------------------------------------------------------------------------
 
@@ -402,26 +338,10 @@ class CA:
         check_lifetime(lifetime)
         with self._changing():
             if self.rolling:
-                raise refuse(
-                    "rollover-running", folder=self._folder or "the CA", when=self.rollover_since
-                )
-            old = self._current
-            curve = _curve_of(old.root)
-            new, held = _new_generation(name, curve, lifetime, now)
-            root_key = held[key_id(new.root)]
-            new.cross = _x509.authority(
-                new.root.subject, root_key.public_key(), self._signer(old.root),
-                begin=now - _x509.BACKDATE,
-                end=min(new.root.not_valid_after_utc, old.root.not_valid_after_utc),
-                path_length=_CROSS_PATH,
-            )  # fmt: skip
-            self._keys.update(held)
+                raise refuse("rollover-running", folder=self._where, when=self.rollover_since)
+            new = successor(self._current, self._store, name, lifetime, now)
             self._state.generations.insert(0, new)
             self._state.rollover_since = stamp(now)
-            if old.intermediate:
-                self._add_intermediate(name, curve, now)
-            if self._folder:
-                self._write_keys(self._folder, new, self._passphrase, "")
         self.write_public_files(now=now)
 
     def finish_rollover(self, *, force: bool = False, now: dt.datetime | None = None) -> None:
@@ -434,19 +354,22 @@ class CA:
         now = now or utc_now()
         with self._changing():
             if not self.rolling:
-                raise refuse("rollover-none", folder=self._folder or "the CA")
-            self._state.generations[1].forget(now)
-            revoked = {entry.serial for entry in self._state.generations[1].revoked}
-            left = self._superseded_filter(revoked, now)
+                raise refuse("rollover-none", folder=self._where)
+            old = self._state.generations[1]
+            left = _still_needed(old, self._current, now)
             if left and not force:
                 raise refuse(
-                    "rollover-needed", folder=self._folder or "the CA", count=len(left),
+                    "rollover-needed",
+                    folder=self._where,
+                    count=len(left),
                     end=max(entry.end for entry in left),
                     names=", ".join(sorted({entry.name for entry in left})),
-                )  # fmt: skip
+                )
             del self._state.generations[1:]
             self._state.rollover_since = ""
             self._current.cross = None
+        for certificate in {old.root, old.issuing}:
+            self._store.destroy(certificate)
         self.write_public_files(now=now)
 
     # Helpers ---------------------------------------------------------------------------------
@@ -455,16 +378,9 @@ class CA:
     def _current(self) -> Generation:
         return self._state.generations[0]
 
-    def _superseded_filter(self, revoked: set[str], now: dt.datetime) -> list[Issued]:
-        """Old certificates that still run and whose holder has none from the new root."""
-        renewed = {(entry.name, entry.role) for entry in self._current.issued}
-        return [
-            entry
-            for entry in self._state.generations[1].issued
-            if entry.serial not in revoked
-            and entry.end > stamp(now)
-            and (entry.name, entry.role) not in renewed
-        ]
+    @property
+    def _where(self) -> Path | str:
+        return self._store.folder or "the CA"
 
     def _issue_client(
         self,
@@ -496,117 +412,49 @@ class CA:
         issuing = self.issuing
         if not issuing.not_valid_before_utc <= now < issuing.not_valid_after_utc:
             raise refuse(
-                "ca-expired", subject=issuing.subject.rfc4514_string(),
-                end=stamp(issuing.not_valid_after_utc), now=stamp(now),
-            )  # fmt: skip
+                "ca-expired",
+                subject=issuing.subject.rfc4514_string(),
+                end=stamp(issuing.not_valid_after_utc),
+                now=stamp(now),
+            )
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise refuse("key-kind", file=name, what=keys.describe(key))
         with self._changing():
             certificate = _x509.leaf(
-                subject, key, self._signer(issuing), begin=now - _x509.BACKDATE,
-                end=min(now + lifetime, issuing.not_valid_after_utc), usage=usage, names=names,
+                subject,
+                key,
+                self._store.signer(issuing),
+                begin=now - _x509.BACKDATE,
+                end=min(now + lifetime, issuing.not_valid_after_utc),
+                usage=usage,
+                names=names,
                 crl_url=self.crl_url,
-            )  # fmt: skip
-            end = stamp(certificate.not_valid_after_utc)
-            self._current.issued.append(
-                Issued(f"{certificate.serial_number:x}", name, role, end)
-            )  # fmt: skip
-        return certificate
-
-    def _add_intermediate(self, name: str, curve: str, now: dt.datetime) -> None:
-        generation = self._current
-        key = keys.new_certificate_key(curve)
-        end = min(now + INTERMEDIATE_LIFETIME, generation.root.not_valid_after_utc)
-        signer = self._signer(generation.root)
-        subject = _x509.subject(f"{name} issuing CA {_tag()}", "CA")
-        generation.intermediate = _x509.authority(
-            subject, key.public_key(), signer, begin=now - _x509.BACKDATE, end=end,
-            path_length=_INTERMEDIATE_PATH,
-        )  # fmt: skip
-        self._keys[key_id(generation.intermediate)] = key
-        root_list = _x509.revocation_list(
-            signer, [], number=1, begin=now - _x509.BACKDATE, end=now + ROOT_CRL_LIFETIME
-        )
-        generation.root_list = _x509.pem(root_list).decode()
-
-    def _signer(self, certificate: x509.Certificate) -> Issuer:
-        """The certificate with its key, read from the folder the first time."""
-        name = key_id(certificate)
-        if name not in self._keys:
-            path = (self._folder or Path()) / f"{name}.key"
-            if self._folder is None or not path.exists():
-                raise refuse("ca-offline", file=path)
-            key = keys.load_certificate_key(path, passphrase=self._passphrase)
-            if keys.public_digest(key.public_key()) != keys.public_digest(certificate.public_key()):
-                raise refuse("key-swapped", key=path, file=path.parent / "state.json")
-            if not isinstance(key, ec.EllipticCurvePrivateKey):
-                raise refuse("key-kind", file=path, what=keys.describe(key))
-            self._keys[name] = key
-        return Issuer(certificate, self._keys[name])
-
-    def _write_keys(
-        self, folder: Path, generation: Generation, passphrase: str, root_passphrase: str
-    ) -> None:
-        for certificate in (generation.root, generation.intermediate):
-            key = self._keys.get(key_id(certificate)) if certificate else None
-            if certificate is None or key is None:
-                continue
-            own = root_passphrase if certificate is generation.root else ""
-            write_key(
-                folder / f"{key_id(certificate)}.key", keys.private_pem(key, own or passphrase)
             )
+            end = stamp(certificate.not_valid_after_utc)
+            serial = f"{certificate.serial_number:x}"
+            self._current.issued.append(Issued(serial, name, role, end))
+        return certificate
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
         """Change the state: on disk under the lock, from what is there now, or in memory."""
-        if self._folder is None:
+        if self._store.folder is None:
             yield
             return
-        with locked(self._folder):
-            self._state = State.read(self._folder)
+        with locked(self._store.folder):
+            self._state = State.read(self._store.folder)
             yield
-            self._state.write(self._folder)
+            self._state.write(self._store.folder)
 
 
-def key_id(certificate: x509.Certificate) -> str:
-    """The stem of the file of a CA's key: `ca-1a2b3c4d`, from its public key's SHA-256."""
-    return f"ca-{keys.public_digest(certificate.public_key())[:8]}"
-
-
-def _new_generation(
-    name: str, curve: str, lifetime: dt.timedelta, now: dt.datetime
-) -> tuple[Generation, dict[str, ec.EllipticCurvePrivateKey]]:
-    key = keys.new_certificate_key(curve)
-    root = _x509.authority(
-        _x509.subject(f"{name} CA {_tag()}", "CA"), key.public_key(), key,
-        begin=now - _x509.BACKDATE, end=now + lifetime, path_length=_ROOT_PATH,
-    )  # fmt: skip
-    return Generation(root), {key_id(root): key}
-
-
-def _revoke_in(
-    generation: Generation, target: int | str, role: str, reason: str, now: dt.datetime
-) -> list[Revoked]:
-    """Revoke in one generation; returns the target's entries, old and new."""
-    wanted = f"{target:x}" if isinstance(target, int) else ""
-    known = {entry.serial: entry for entry in generation.revoked}
-    result = []
-    for entry in generation.issued:
-        if entry.serial != wanted and (wanted or (entry.name, entry.role) != (target, role)):
-            continue
-        if entry.serial not in known:
-            known[entry.serial] = Revoked(entry.serial, entry.name, stamp(now), reason, entry.end)
-            generation.revoked.append(known[entry.serial])
-        result.append(known[entry.serial])
-    return result
-
-
-def _curve_of(certificate: x509.Certificate) -> str:
-    key = certificate.public_key()
-    big = isinstance(key, ec.EllipticCurvePublicKey) and key.curve.key_size > 256
-    return "P-384" if big else "P-256"
-
-
-def _tag() -> str:
-    """Eight random hexadecimal digits: no two CAs have one name, so none is taken for another."""
-    return f"{x509.random_serial_number() & 0xFFFFFFFF:08x}"
+def _still_needed(old: Generation, new: Generation, now: dt.datetime) -> list[Issued]:
+    """Old certificates that still run and whose holder has none from the new root."""
+    revoked = {entry.serial for entry in old.revoked}
+    renewed = {(entry.name, entry.role) for entry in new.issued}
+    return [
+        entry
+        for entry in old.issued
+        if entry.serial not in revoked
+        and entry.end > stamp(now)
+        and (entry.name, entry.role) not in renewed
+    ]

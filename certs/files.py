@@ -110,13 +110,16 @@ def make_folder(path: Path, *, mode: int = 0o700) -> Path:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder/.lock`, so that two commands at once do not lose each other's change."""
+def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
+    """Hold `folder/.lock`, so that two commands at once do not lose each other's change.
+
+    A lock is not re-entrant: who holds one and takes it again waits for ever.
+    """
     make_folder(folder)
     try:
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise refuse("file-unwritable", file=folder / ".lock", why=error.strerror) from error
+        raise refuse("file-unwritable", file=folder / name, why=error.strerror) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

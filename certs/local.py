@@ -22,13 +22,16 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from certs import keys
 from certs._x509 import utc_now
-from certs.ca import CA, CA_LIFETIME, LEAF_LIFETIME, Leaf
+from certs.ca import CA, CA_LIFETIME, LEAF_LIFETIME
 from certs.errors import CertError
 from certs.files import locked, make_folder, read_limited, write_atomic
 from certs.names import Role, check_server_names, check_site
+from certs.registry import REVOKED, Registry, SiteEntry, continued, new_entry
+from certs.request import SiteKeys
 from certs.sentences import refuse
 
 SERVER_NAMES = ("localhost", "127.0.0.1")
@@ -130,8 +133,9 @@ def make_federation(
             _server(ca, server, server_names, lifetime, now)
         _client(ca, paths.coordinator, "coordinator", Role.COORDINATOR, lifetime, now)
         _client(ca, paths.operator, "operator", Role.OPERATOR, lifetime, now)
-        for site_paths in paths.sites.values():
-            _site(ca, site_paths, lifetime, now)
+        with Registry(paths.registry).changing() as entries:
+            for own in paths.sites.values():
+                _site(ca, own, entries, lifetime, now)
         _publish(ca, paths, now)
     return paths
 
@@ -149,8 +153,8 @@ def federation_paths(folder: Path, sites: Sequence[str]) -> FederationPaths:
         ca=folder / "ca" / "trust.pem",
         crl=folder / "ca" / "crl.pem",
         registry=folder / "registry",
-        aggregator=_server_paths(aggregator),
-        control_plane=_server_paths(folder / "control-plane"),
+        aggregator=server_paths(aggregator),
+        control_plane=server_paths(folder / "control-plane"),
         study_signing_key=aggregator / "study-signing.key",
         study_public=aggregator / "study-signing.pub",
         coordinator=client_paths(folder / "coordinator"),
@@ -185,7 +189,8 @@ def client_paths(folder: Path) -> ClientPaths:
     )
 
 
-def _server_paths(folder: Path) -> ServerPaths:
+def server_paths(folder: Path) -> ServerPaths:
+    """The names of a server's files in `folder`."""
     return ServerPaths(
         folder=folder,
         cert=folder / "server.crt",
@@ -201,6 +206,9 @@ def _ca(folder: Path, ca_lifetime: dt.timedelta, lifetime: dt.timedelta, now: dt
     if not (folder / "state.json").exists():
         return CA.create(lifetime=ca_lifetime, now=now).save(folder)
     ca = CA.load(folder)
+    old = ca.previous_root
+    if old and old.not_valid_after_utc <= now:
+        ca.finish_rollover(force=True, now=now)
     root = ca.root
     third = (root.not_valid_after_utc - root.not_valid_before_utc) / 3
     if root.not_valid_after_utc - now < min(third, 2 * lifetime):
@@ -229,30 +237,64 @@ def _server(
 
 def _client(
     ca: CA, paths: ClientPaths, name: str, role: Role, lifetime: dt.timedelta, now: dt.datetime
-) -> Leaf | None:
-    """Renew a client's leaf when that is due; the new one, if any."""
+) -> None:
     make_folder(paths.folder)
-    uri = f"fedward://{role.value}/{name}"
-    if _still_good(ca, paths.cert, paths.key, paths.pair, {uri}, now):
-        return None
-    leaf = ca.issue_client(name, role, lifetime, now=now)
+    if not _still_good(
+        ca, paths.cert, paths.key, paths.pair, {f"fedward://{role.value}/{name}"}, now
+    ):
+        ca.issue_client(name, role, lifetime, now=now).write(paths.folder, "client")
+
+
+def _site(
+    ca: CA,
+    paths: SitePaths,
+    entries: dict[str, SiteEntry],
+    lifetime: dt.timedelta,
+    now: dt.datetime,
+) -> None:
+    """One hospital's keys and leaf; a site that was revoked stays so, and gets nothing."""
+    entry = entries.get(paths.site)
+    if entry and entry.state == REVOKED:
+        return
+    make_folder(paths.folder)
+    node, signing = _site_keys(paths, known=entry is not None)
+    client, uri = paths.client, f"fedward://hospital/{paths.site}"
+    if entry and _still_good(ca, client.cert, client.key, client.pair, {uri}, now):
+        return
+    leaf = ca.issue_client(paths.site, Role.HOSPITAL, lifetime, key=_own(client.key), now=now)
     leaf.write(paths.folder, "client")
-    return leaf
+    public = leaf.certificate.public_key()
+    if not isinstance(public, ec.EllipticCurvePublicKey):  # our own leaves are all EC
+        raise refuse("key-kind", file=client.cert, what=keys.describe(public))
+    fresh = new_entry(paths.site, SiteKeys(public, node, signing), leaf, now)
+    entries[paths.site] = continued(entry, fresh, renewed=True) if entry else fresh
 
 
-def _site(ca: CA, paths: SitePaths, lifetime: dt.timedelta, now: dt.datetime) -> None:
-    make_folder(paths.folder)
-    if paths.node_key.exists():
-        node = keys.load_node_key(paths.node_key)
-        write_atomic(paths.node_public, keys.node_public_line(node.public_key(), paths.site))
-    else:
+def _site_keys(
+    paths: SitePaths, *, known: bool
+) -> tuple[ec.EllipticCurvePublicKey, ed25519.Ed25519PublicKey]:
+    """The site's two identities, made when the site is new; their public files written anew."""
+    for path in (paths.node_key, paths.signing_key):
+        if known and not path.exists():
+            raise refuse("enrol-half", folder=paths.folder, missing=path.name)
+    if not paths.node_key.exists():
         keys.write_node_key(paths.node_key, keys.new_node_key(), comment=paths.site)
-    if paths.signing_key.exists():
-        signing = keys.load_signing_key(paths.signing_key)
-        write_atomic(paths.signing_public, keys.public_pem(signing.public_key()))
-    else:
+    if not paths.signing_key.exists():
         keys.write_signing_key(paths.signing_key, keys.new_signing_key())
-    _client(ca, paths.client, paths.site, Role.HOSPITAL, lifetime, now)
+    node = keys.load_node_key(paths.node_key).public_key()
+    signing = keys.load_signing_key(paths.signing_key).public_key()
+    write_atomic(paths.node_public, keys.node_public_line(node, paths.site))
+    write_atomic(paths.signing_public, keys.public_pem(signing))
+    return node, signing
+
+
+def _own(path: Path) -> ec.EllipticCurvePrivateKey | None:
+    """The site's TLS key if it can be used again; a damaged one is no identity, and is replaced."""
+    try:
+        key = keys.load_certificate_key(path)
+    except CertError:
+        return None
+    return key if isinstance(key, ec.EllipticCurvePrivateKey) else None
 
 
 def _publish(ca: CA, paths: FederationPaths, now: dt.datetime) -> None:
@@ -265,7 +307,7 @@ def _publish(ca: CA, paths: FederationPaths, now: dt.datetime) -> None:
     study = read_limited(paths.study_public)
     for client in (paths.coordinator, paths.operator):
         write_atomic(client.ca, ca.trust_pem)
-    for site in paths.sites.values():
+    for site in (site for site in paths.sites.values() if site.folder.exists()):
         write_atomic(site.ca, ca.trust_pem)
         write_atomic(site.study_public, study)
 

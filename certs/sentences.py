@@ -465,8 +465,8 @@ def refuse(code: str, **values: object) -> CertError:
     """
     refusal = REFUSALS[code]
     shown = {name: _show(value) for name, value in values.items()}
-    hint = refusal.hint.format(**shown)
-    return refusal.kind(refusal.text.format(**shown), hint=hint, code=code)
+    text = _printable(refusal.text.format(**shown))
+    return refusal.kind(text, hint=_printable(refusal.hint.format(**shown)), code=code)
 
 
 def reference() -> str:
@@ -500,6 +500,11 @@ def _show(value: object) -> object:
     if len(text) > _SHOWN and not _is_path(value):
         text = text[: _SHOWN - 3] + "..."
     return text
+
+
+def _printable(text: str) -> str:
+    """`text` with its control and direction characters escaped: it may come from an attacker."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _is_path(value: object) -> bool:
