@@ -32,12 +32,12 @@ class Reporter(threading.Thread):
         self._url = f"https://{site.aggregator.address}{SITE_PROGRESS}"
         context = ssl.create_default_context(cafile=str(site.aggregator.ca_certificate))
         self._client = httpx.Client(verify=context, timeout=10.0)
-        self._stop = threading.Event()
+        self._ended = threading.Event()
         self._told = ""
 
     def run(self) -> None:
         """Report until stopped; say a trouble once, not every two seconds."""
-        while not self._stop.wait(self._every):
+        while not self._ended.wait(self._every):
             progress = status(self._socket)
             trouble = "the trainer does not answer" if progress is None else self._post(progress)
             if trouble != self._told:
@@ -46,7 +46,7 @@ class Reporter(threading.Thread):
 
     def stop(self) -> None:
         """End the thread after the report under way."""
-        self._stop.set()
+        self._ended.set()
 
     def _post(self, progress: Envelope) -> str:
         try:
