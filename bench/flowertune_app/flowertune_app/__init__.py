@@ -1,0 +1,1 @@
+"""The usual way to write a federated fine-tuning app for Flower."""
