@@ -1,0 +1,5 @@
+"""`/metrics`, in Prometheus's text format."""
+
+from fastapi import APIRouter
+
+router = APIRouter()
