@@ -26,6 +26,7 @@ from flwr.proto.runtime_pb2 import PushTaskOutputRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.exit import exit_handler
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
+from flwr.supercore.retry import http_retry
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.superexec import run_superexec as superexec
 from flwr.supercore.superexec.executor import LaunchResult
@@ -174,6 +175,7 @@ def main() -> None:
     bell = Doorbell(Path(sys.argv[1]))
     sys.argv = ["flower-superexec", *sys.argv[2:]]
     replace(superexec, "time", _WaitForBell(bell))
+    replace(http_retry, "MAX_RETRY_DELAY", _IDLE_SECONDS)  # the SuperNode is on this machine
     replace(superexec, "get_executor", lambda *_a, **_k: ForkExecutor())
     flower_superexec()
 

@@ -30,6 +30,7 @@ from flwr.proto.fleet_pb2 import (
     ActivateNodeResponse,
     DeactivateNodeRequest,
 )
+from flwr.supercore.retry import http_retry
 from flwr.supernode import fleet_http_connection, start_client_internal
 from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -42,6 +43,13 @@ from ._wake import ring
 
 REFUSED = 4  # exit code: the aggregator does not accept this node
 CLOCK_LIMIT_SECONDS = 5.0  # Flower accepts a timestamp up to 5 s in its future
+
+FIRST_RETRY_SECONDS = 0.25
+LAST_RETRY_SECONDS = 8.0
+UNKNOWN_KEY = (
+    "the aggregator does not let this node in yet: it does not know its key, or a copy of the key "
+    "is in use elsewhere; trying again until it does"
+)
 
 FAST_POLL_SECONDS = 0.2
 IDLE_POLL_SECONDS = 3.0  # Flower's own
@@ -124,19 +132,39 @@ class Client(FleetHttpClient):
 
     node_id_file: Path
     refusal: str = ""
+    told: bool = False
 
     def ActivateNode(self, request: ActivateNodeRequest) -> ActivateNodeResponse:
-        """Activate; if the aggregator still counts this node's former process as online, end it."""
-        try:
-            response = super().ActivateNode(request)
-        except httpx.HTTPStatusError as error:
-            former = _read_node_id(self.node_id_file)
-            if error.response.status_code != httpx.codes.PRECONDITION_FAILED or former is None:
-                raise
-            self.DeactivateNode(DeactivateNodeRequest(node_id=former))
-            response = super().ActivateNode(request)
-        write_atomic(self.node_id_file, str(response.node_id).encode())
-        return response
+        """Activate, as often as it takes: an aggregator that starts up enrols its nodes last."""
+        wait = FIRST_RETRY_SECONDS
+        while True:
+            try:
+                response = super().ActivateNode(request)
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code != httpx.codes.PRECONDITION_FAILED:
+                    raise
+                self._end_former_self()
+                time.sleep(wait)
+                wait = min(LAST_RETRY_SECONDS, wait * 2)
+            else:
+                write_atomic(self.node_id_file, str(response.node_id).encode())
+                return response
+
+    def _end_former_self(self) -> None:
+        """Deactivate the process that had this key before us and was killed, if there was one.
+
+        A copy of the key elsewhere has another folder, so no id to end ours with.
+        """
+        former = _read_node_id(self.node_id_file)
+        if former is not None:
+            try:
+                self.DeactivateNode(DeactivateNodeRequest(node_id=former))
+                return
+            except httpx.HTTPStatusError:
+                pass  # it was not active: then it is the key that is not known
+        if not Client.told:
+            Client.told = True
+            print(UNKNOWN_KEY, file=sys.stderr, flush=True)
 
     def _send(self, context: Any, *, stream: bool = False) -> httpx.Response:
         response = super()._send(context, stream=stream)
@@ -183,6 +211,7 @@ def main() -> None:
     Client.node_id_file = node_id_file
     NodeState.pace, NodeState.doorbell = pace, doorbell
     replace(start_client_internal, "time", pace)
+    replace(http_retry, "MAX_RETRY_DELAY", LAST_RETRY_SECONDS)
     replace(fleet_http_connection, "FleetHttpClient", Client)
     replace(nodestate_factory, "InMemoryNodeState", NodeState)
     try:
