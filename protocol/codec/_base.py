@@ -83,8 +83,12 @@ def check_values(vector: Vector, limit: float = 2 * MAX_MAGNITUDE) -> float:
     Raises:
         ProtocolError: it is not finite, or above `limit`.
     """
-    # np.maximum hands a NaN on, and comparing with one is false.
-    largest = float(np.maximum(vector.max(), -vector.min()))
+    # Compared as integers: Python's max() of floats would lose a NaN.
+    bits = max(
+        int(magnitudes(vector[start : start + CHUNK]).max())
+        for start in range(0, vector.size, CHUNK)
+    )
+    largest = float(np.uint32(bits).view(np.float32))
     if not largest <= limit:
         raise ProtocolError(
             "a value of the adapter is not finite"
@@ -92,6 +96,15 @@ def check_values(vector: Vector, limit: float = 2 * MAX_MAGNITUDE) -> float:
             else f"a value of the adapter has magnitude {largest:.3g}, more than {limit:.3g}"
         )
     return largest
+
+
+def magnitudes(vector: Vector) -> npt.NDArray[np.uint32]:
+    """|x| as the bits of its float32: they are ordered as the numbers are, infinity and NaN last.
+
+    An integer maximum over rows of 64 is twice as fast as numpy's floating one, and keeps a NaN.
+    """
+    bits: npt.NDArray[np.uint32] = vector.view(np.uint32) & np.uint32(0x7FFFFFFF)
+    return bits
 
 
 def exponent_for(largest: float, ceiling: int) -> int:
