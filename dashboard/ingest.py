@@ -41,6 +41,7 @@ def ingest_events(
         kept = len(record(session, events))
     for site, at, health in health_in(events):
         plane.reports.note_health(site, at, health)
+    plane.reports.flush()
     if kept:
         plane.bell.ring()
     return Stored(stored=kept)

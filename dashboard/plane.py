@@ -1,6 +1,7 @@
 """The control plane's parts in one object, and the little work that is not a request's."""
 
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -44,6 +45,8 @@ class Plane:
         )
         self.bell = Bell()
         self.aggregator_seen_at = time.time()  # silence counts from our start
+        # /metrics: each study's part as it was rendered, and after which of its events.
+        self.rendered: dict[str, tuple[int, dict[str, str]]] = {}
         self._ended = threading.Event()
         self._flusher = threading.Thread(target=self._flush, name="flush", daemon=True)
 
@@ -62,6 +65,11 @@ class Plane:
     def hear_aggregator(self) -> None:
         """Note that the aggregator spoke: silence is an alert of its own."""
         self.aggregator_seen_at = time.time()
+
+    def disk(self) -> tuple[int, int]:
+        """Bytes free and in all where the state is."""
+        usage = shutil.disk_usage(self.settings.state)
+        return usage.free, usage.total
 
     def _flush(self) -> None:
         while not self._ended.wait(FLUSH_SECONDS):

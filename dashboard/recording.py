@@ -154,7 +154,6 @@ def _apply(session: Session, study: Study, event: Event, tally: Tally) -> None:
             study.state = StudyState.INTERRUPTED
             study.interruptions += 1
             study.deadline_at = None
-            tally.add(metrics.STUDY_INTERRUPTIONS, study=study.study_id)
         case StudyEnded():
             study.state, study.verdict = event.state, event.verdict
             study.ended_at, study.deadline_at = event.at, None
