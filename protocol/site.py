@@ -25,6 +25,30 @@ class AggregatorSettings(Section):
         description="the coordinator's public Ed25519 key (PEM); requests not signed by it are "
         "refused"
     )
+    client_certificate: Path | None = Field(
+        default=None,
+        description="this site's certificate (PEM, with its chain), for an aggregator behind an "
+        "edge; without one the link connects directly",
+    )
+    client_key: Path | None = Field(
+        default=None, description="its private key (PEM); none means the same file"
+    )
+    proxy: str | None = Field(
+        default=None,
+        pattern=r"^http://([^\s/@]+@)?[^\s/:@]+(:\d{1,5})?/?$",
+        description="this site's HTTPS proxy, http://[user:password@]host:port; needs "
+        "client_certificate",
+    )
+
+    @model_validator(mode="after")
+    def _forwarded(self) -> Self:
+        if self.client_certificate is None and (self.client_key or self.proxy):
+            given = "client_key" if self.client_key else "proxy"
+            raise ValueError(
+                f"{given} is given without client_certificate; both belong to the forwarder, which "
+                "presents that certificate to the aggregator's edge"
+            )
+        return self
 
 
 class LinkSettings(Section):
@@ -145,6 +169,9 @@ def load_site(path: Path) -> SiteSettings:
     def absolute(inner: Path) -> Path:
         return home / inner.expanduser()
 
+    def optional(inner: Path | None) -> Path | None:
+        return absolute(inner) if inner is not None else None
+
     state = absolute(site.state)
     socket = state / site.trainer.socket
     if len(str(socket)) > 107:  # sockaddr_un.sun_path, less its terminating zero (unix(7))
@@ -159,6 +186,8 @@ def load_site(path: Path) -> SiteSettings:
                 update={
                     "ca_certificate": absolute(site.aggregator.ca_certificate),
                     "signing_key": absolute(site.aggregator.signing_key),
+                    "client_certificate": optional(site.aggregator.client_certificate),
+                    "client_key": optional(site.aggregator.client_key),
                 }
             ),
             "link": site.link.model_copy(update={"node_key": absolute(site.link.node_key)}),
@@ -170,7 +199,7 @@ def load_site(path: Path) -> SiteSettings:
             ),
             "model": site.model.model_copy(
                 update={
-                    "path": absolute(site.model.path) if site.model.path else None,
+                    "path": optional(site.model.path),
                     "cache": state / site.model.cache,
                 }
             ),

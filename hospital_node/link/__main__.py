@@ -38,8 +38,9 @@ TEND_SECONDS = 0.25
 class Link:
     """The processes of one hospital's link and the files they share."""
 
-    def __init__(self, site: SiteSettings) -> None:
+    def __init__(self, site: SiteSettings, site_file: Path) -> None:
         self.site = site
+        self._aggregator = site.aggregator.address
         self.folder = site.state / "link"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
@@ -53,6 +54,9 @@ class Link:
             (self.folder / home).mkdir()
         write_atomic(self._secret, secrets.token_hex(32).encode(), mode=0o600)
         self._certificate, self._key = write_loopback_certificate(self.folder)
+        self.forwarder: Child | None = None
+        if site.aggregator.client_certificate is not None:
+            self.forwarder, self.site = self._through_forwarder(site_file)
         self.supernode = Child(
             "SuperNode", self._supernode_command, environment(self.folder / "supernode")
         )
@@ -61,6 +65,21 @@ class Link:
             self._executor_command,
             environment(self.folder / "executor", {SOCKET_VARIABLE: str(site.trainer.socket)}),
         )
+
+    def _through_forwarder(self, site_file: Path) -> tuple[Child, SiteSettings]:
+        """A forwarder, and the settings of everything else here: it connects to that one."""
+        port = _free_port()
+        command = python_module(
+            "hospital_node.link.forwarder",
+            *("--site", str(site_file), "--port", str(port)),
+            *("--certificate", str(self._certificate), "--key", str(self._key)),
+        )
+        here = {"address": f"127.0.0.1:{port}", "ca_certificate": self._certificate}
+        aggregator = self.site.aggregator.model_copy(update=here)
+        for name in ("NO_PROXY", "no_proxy"):  # a site's HTTPS_PROXY must not capture loopback
+            os.environ[name] = environment(self.folder)[name]
+        site = self.site.model_copy(update={"aggregator": aggregator})
+        return Child("forwarder", lambda: command), site
 
     def _supernode_command(self) -> list[str]:
         self._port = _free_port()
@@ -91,20 +110,26 @@ class Link:
 
     def run(self, stop: threading.Event) -> None:
         """Keep everything going until `stop` is set."""
+        if self.forwarder is not None:
+            self.forwarder.start()
         reporter = Reporter(self.site)
         reporter.start()
         self.supernode.start()
         self.executor.start()
-        log.info("%s: linked to %s", self.site.name, self.site.aggregator.address)
+        log.info("%s: linked to %s", self.site.name, self._aggregator)
         try:
             while not stop.wait(TEND_SECONDS):
+                if self.forwarder is not None:
+                    self.forwarder.tend()
                 if self.supernode.tend():
                     self.executor.stop()  # its task tokens and its port died with the SuperNode
                 elif self.supernode.pid is not None:
                     self.executor.tend()
         finally:
             reporter.stop()
-            stop_all([self.executor, self.supernode])
+            # The forwarder last: a SuperNode says goodbye through it.
+            children = [self.executor, self.supernode, self.forwarder]
+            stop_all([child for child in children if child is not None])
             self._lock.close()
 
 
@@ -130,10 +155,15 @@ def _free_port() -> int:
 
 def _check(site: SiteSettings) -> None:
     """Refuse to start on files that Flower would only complain about in its own words."""
-    for file, what in (
+    files = [
         (site.link.node_key, "this site's node key"),
         (site.aggregator.ca_certificate, "the aggregator's CA certificate"),
-    ):
+        (site.aggregator.client_certificate, "this site's client certificate"),
+        (site.aggregator.client_key, "this site's client key"),
+    ]
+    for file, what in files:
+        if file is None:
+            continue
         if not os.access(file, os.R_OK):
             raise SettingsError(
                 f"{file}: cannot read {what}", hint="enrol this site, or correct the path"
@@ -159,7 +189,7 @@ def main() -> int:
     try:
         site = load_site(arguments.site)
         _check(site)
-        Link(site).run(stop)
+        Link(site, arguments.site).run(stop)
     except FedwardError as error:
         print(f"error: {error}", file=sys.stderr)
         if error.hint:
