@@ -1,6 +1,6 @@
 """Every sentence with which `certs/` refuses something, in one place.
 
-The documentation lists these (`python -m certs.sentences > docs/security-refusals.md`; a test
+The documentation lists these (`python -m certs.reference > docs/security-refusals.md`; a test
 compares the two), so what an operator reads on the screen is what the page explains.
 """
 
@@ -39,7 +39,6 @@ _FILES = (
     ("file-not-regular", "{file}: is a folder or a device, not a file", ""),
     ("file-empty", "{file}: is empty", _AGAIN),
     ("file-oversized", "{file}: is larger than {limit} KiB, the most such a file may have", ""),
-    ("file-encoding", "{file}: holds bytes that are not text", _AGAIN),
 )
 
 _NAMES = (
@@ -422,7 +421,6 @@ _STATE = (
         "the CA {subject} ended at {end} and cannot sign at {now}",
         "make a new one: `fedward certs rotate --ca`",
     ),
-    ("ca-purpose", "the CA {subject} has no room for an intermediate CA below it", ""),
     ("state-garbage", "{file}: these records cannot be read: {why}", "restore it from a backup"),
     ("serial-unknown", "serial {serial}: this CA has issued no such certificate", ""),
     (
@@ -436,11 +434,14 @@ _STATE = (
         "{folder}: {count} certificates of the old CA still run, the last until {end}",
         "renew these first: {names}",
     ),
-    ("audit-broken", "{file}: line {line} of the audit log does not follow from the one before",
-     "somebody edited it, or a disk failed; compare it with a copy"),
-)  # fmt: skip
+    (
+        "audit-broken",
+        "{file}: line {line} of the audit log does not follow from the one before",
+        "somebody edited it, or a disk failed; compare it with a copy",
+    ),
+)
 
-_KINDS: tuple[tuple[type[CertError], tuple[tuple[str, str, str], ...]], ...] = (
+GROUPS: tuple[tuple[type[CertError], tuple[tuple[str, str, str], ...]], ...] = (
     (errors.FileRefused, _FILES),
     (errors.NameRefused, _NAMES),
     (errors.KeyRefused, _KEYS),
@@ -450,11 +451,9 @@ _KINDS: tuple[tuple[type[CertError], tuple[tuple[str, str, str], ...]], ...] = (
     (errors.StateRefused, _STATE),
 )
 
-REFUSALS: dict[str, Refusal] = {
-    code: Refusal(code, kind, text, hint)
-    for kind, group in _KINDS
-    for code, text, hint in group
-}  # fmt: skip
+REFUSALS = {
+    code: Refusal(code, kind, text, hint) for kind, group in GROUPS for code, text, hint in group
+}
 
 
 def refuse(code: str, **values: object) -> CertError:
@@ -467,29 +466,6 @@ def refuse(code: str, **values: object) -> CertError:
     shown = {name: _show(value) for name, value in values.items()}
     text = _printable(refusal.text.format(**shown))
     return refusal.kind(text, hint=_printable(refusal.hint.format(**shown)), code=code)
-
-
-def reference() -> str:
-    """The reference page (`docs/security-refusals.md`) as Markdown."""
-    lines = ["# What is refused, and with which sentence", "", _INTRODUCTION]
-    for kind, group in _KINDS:
-        title = (kind.__doc__ or "").splitlines()[0]
-        lines += ["", f"## {kind.__name__}", "", title, ""]
-        lines += ["| code | sentence | what to do |", "|---|---|---|"]
-        lines += [
-            f"| `{code}` | {_cell(text)} | {_cell(hint)} |" for code, text, hint in group
-        ]  # fmt: skip
-    return "\n".join(lines) + "\n"
-
-
-_INTRODUCTION = """\
-Made by `python -m certs.sentences`; do not edit by hand. Words in braces are filled in: a file, a
-name, a time. The code is fixed, and stands in logs and counters; nothing on disk changes when
-one of these is printed."""
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("!r}", "}").replace(":04o}", "}")
 
 
 def _show(value: object) -> object:
@@ -509,7 +485,3 @@ def _printable(text: str) -> str:
 
 def _is_path(value: object) -> bool:
     return hasattr(value, "__fspath__")
-
-
-if __name__ == "__main__":
-    print(reference(), end="")
