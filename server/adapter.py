@@ -1,0 +1,54 @@
+"""The finished adapter in PEFT's own layout: `PeftModel.from_pretrained(base, folder)` reads it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from protocol.files import write_atomic
+from protocol.manifest import AdapterManifest
+from protocol.study import StudySettings
+
+from . import safetensors
+from .checkpoint import Vector
+
+FOLDER = "adapter"
+
+
+def write_adapter(
+    folder: Path, settings: StudySettings, manifest: AdapterManifest, adapter: Vector
+) -> Path:
+    """Write adapter_config.json and adapter_model.safetensors to `folder`/adapter.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    target = folder / FOLDER
+    target.mkdir(exist_ok=True)
+    tensors = {spec.name: adapter[place].reshape(spec.shape) for spec, place in manifest.slices()}
+    config = json.dumps(adapter_config(settings, manifest), indent=2) + "\n"
+    write_atomic(target / "adapter_model.safetensors", safetensors.dump(tensors, {"format": "pt"}))
+    write_atomic(target / "adapter_config.json", config.encode())
+    return target
+
+
+def adapter_config(settings: StudySettings, manifest: AdapterManifest) -> dict[str, Any]:
+    """What PEFT needs to build the same adapter around the same base."""
+    adapter = settings.adapter
+    modules: str | list[str] = (
+        adapter.target_modules
+        if isinstance(adapter.target_modules, str)
+        else list(adapter.target_modules)
+    )
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": settings.model.base,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": adapter.dropout,
+        "target_modules": modules,
+        "bias": "none",
+        "inference_mode": True,
+        "use_rslora": str(adapter.kind) == "rslora",
+        "use_dora": str(adapter.kind) == "dora",
+    }

@@ -1,0 +1,156 @@
+"""A study from wherever it stands to its end.
+
+prepare -> round x rounds.count -> evaluate -> lone -> adapter
+"""
+
+import logging
+from collections.abc import Iterator
+
+from protocol.errors import FedwardError
+from protocol.events import LoneEvaluated, RoundFinished, StudyEvaluated
+from protocol.messages import Request
+from protocol.states import Reason, StudyState
+
+from .adapter import write_adapter
+from .checkpoint import Checkpoint, save
+from .context import StudyContext, StudyFailedError
+from .exchange import Answer, Letter
+from .folder import Verdict
+from .prepare import Preparation
+from .replies import Received, RefusedError, open_reply
+from .requests import encode_downlink
+from .rounds import Rounds
+from .summary import add_evaluations
+
+log = logging.getLogger(__name__)
+
+
+class Study:
+    """One study; `checkpoint` is where an earlier process got to."""
+
+    def __init__(self, context: StudyContext, checkpoint: Checkpoint | None) -> None:
+        self.context = context
+        self.preparation = Preparation.resume(context, checkpoint)
+        self._checkpoint = checkpoint
+
+    def run(self) -> Verdict:
+        """Do all that is left to do; returns the study's own verdict.
+
+        Raises:
+            FedwardError: the study cannot go on; the message says why.
+            StudyStoppedError: a person stopped it.
+        """
+        self.preparation.run()
+        now = self._checkpoint or self._begin()
+        rounds = Rounds(self.context, self.preparation)
+        while now.round < self.context.settings.rounds.count:
+            now = rounds.run(now)
+            self._give_up_after_failures(now)
+        self._evaluate(now)
+        if self.context.settings.evaluation.lone_baseline:
+            self._lone(now)
+        self._write_adapter(now)
+        return Verdict(state=StudyState.FINISHED, rounds=now.round, verdict=self._words(now.round))
+
+    def _begin(self) -> Checkpoint:
+        preparation = self.preparation
+        assert preparation.initial is not None
+        assert preparation.manifest is not None
+        assert preparation.agreed is not None
+        first = Checkpoint(
+            round=0,
+            adapter=preparation.initial,
+            initial=preparation.initial,
+            manifest=preparation.manifest,
+            base_sha256=preparation.agreed[0],
+        )
+        save(self.context.folder.path, first)
+        return first
+
+    def _give_up_after_failures(self, now: Checkpoint) -> None:
+        rounds = self.context.settings.rounds
+        if now.failed_in_a_row >= rounds.failed_rounds:
+            raise StudyFailedError(
+                f"{now.failed_in_a_row} round(s) in a row had fewer than rounds.minimum_sites = "
+                f"{rounds.minimum_sites} acceptable updates; the adapter of round "
+                f"{now.round - now.failed_in_a_row} is kept; the events say what became of each"
+            )
+
+    def _evaluate(self, now: Checkpoint) -> None:
+        context = self.context
+        downlink = encode_downlink(context.settings.codec.down, now.adapter, now.manifest)
+        done = {event.site for event in context.folder.events if isinstance(event, StudyEvaluated)}
+        written = context.writer.evaluate(self._sites_but(done), downlink)
+        for answer, received in self._ask(written, context.settings.rounds.deadline_seconds):
+            context.journal.append(
+                StudyEvaluated,
+                site=answer.letter.site,
+                evaluation=received.reply.evaluation,
+                bytes_up=received.size,
+                bytes_down=answer.letter.size * (1 + answer.resent),
+            )
+
+    def _lone(self, now: Checkpoint) -> None:
+        context, rounds = self.context, self.context.settings.rounds
+        downlink = encode_downlink(context.settings.codec.down, now.initial, now.manifest)
+        done = {event.site for event in context.folder.events if isinstance(event, LoneEvaluated)}
+        written = context.writer.lone(self._sites_but(done), downlink)
+        for answer, received in self._ask(written, rounds.deadline_seconds * rounds.count):
+            context.journal.append(
+                LoneEvaluated,
+                site=answer.letter.site,
+                evaluation=received.reply.evaluation,
+                training=received.reply.training,
+                bytes_up=received.size,
+                bytes_down=answer.letter.size * (1 + answer.resent),
+            )
+
+    def _sites_but(self, done: set[str]) -> list[str]:
+        return sorted(set(self.preparation.prepared) - done)
+
+    def _ask(
+        self, written: list[tuple[Request, Letter]], seconds: float
+    ) -> Iterator[tuple[Answer, Received]]:
+        """Requests whose answers are numbers only; a site that gives none is left out."""
+        requests = {request.request_id: request for request, _ in written}
+        self.context.past.update(requests)
+        for answer in self.context.exchange.gather([letter for _, letter in written], seconds):
+            if self.preparation.owns(answer):
+                self.preparation.late_arrival(answer)
+                continue
+            request = requests[answer.letter.request_id]
+            try:
+                yield answer, self._open(answer, request)
+            except RefusedError as error:
+                log.warning("%s: %s: %s (%s)", request.site, request.task, error, error.reason)
+
+    def _open(self, answer: Answer, request: Request) -> Received:
+        if answer.records is None:
+            raise RefusedError(answer.reason or Reason.FLOWER_ERROR, "no answer came")
+        key = self.context.directory.verify_key(request.site)
+        received = open_reply(answer.records, request, key, frozenset(self.context.past))
+        if received.reply.reason is not None:
+            raise RefusedError(received.reply.reason, "the hospital could not do it")
+        return received
+
+    def _write_adapter(self, now: Checkpoint) -> None:
+        folder = self.context.folder
+        try:
+            write_adapter(folder.path, self.context.settings, now.manifest, now.adapter)
+        except OSError as error:
+            raise FedwardError(
+                f"{folder.path}: the adapter cannot be written: {error.strerror or error}; free "
+                "space in this folder and start the study again"
+            ) from error
+
+    def _words(self, rounds: int) -> str:
+        events = self.context.folder.events
+        aggregated = {
+            event.round for event in events if isinstance(event, RoundFinished) and event.aggregated
+        }
+        words = f"{rounds} rounds, {len(aggregated)} of them aggregated"
+        after = add_evaluations([e.evaluation for e in events if isinstance(e, StudyEvaluated)])
+        before = add_evaluations(list(self.preparation.base.values()))
+        if after is not None and before is not None:
+            words += f"; accuracy {before.accuracy:.3f} before, {after.accuracy:.3f} after"
+        return words
