@@ -40,9 +40,12 @@ def parse_certificates(
     if data.count(_CERTIFICATE) != data.count(b"-----END CERTIFICATE-----"):
         raise refuse("cert-truncated", file=source)
     try:
-        return x509.load_pem_x509_certificates(data)
+        certificates = x509.load_pem_x509_certificates(data)
+        for certificate in certificates:
+            _unfold(certificate)
     except (ValueError, x509.InvalidVersion, UnsupportedAlgorithm) as error:
         raise refuse("cert-garbage", file=source) from error
+    return certificates
 
 
 def read_lists(path: Path) -> list[x509.CertificateRevocationList]:
@@ -54,8 +57,19 @@ def read_lists(path: Path) -> list[x509.CertificateRevocationList]:
     blocks = _LIST.findall(read_limited(path, limit=MAX_LIST_BYTES))
     try:
         lists = [x509.load_pem_x509_crl(block) for block in blocks]
-    except (ValueError, UnsupportedAlgorithm) as error:
+        for crl in lists:
+            # The library decodes these when first asked; damage is to be found here.
+            _ = (crl.issuer, crl.last_update_utc, crl.next_update_utc, crl.signature)
+            _ = (crl.signature_algorithm_oid, len(crl), crl.extensions)
+    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
         raise refuse("crl-garbage", file=path) from error
     if not lists:
         raise refuse("crl-garbage", file=path)
     return lists
+
+
+def _unfold(certificate: x509.Certificate) -> None:
+    """Decode what the library decodes only when first asked, so that damage is found here."""
+    _ = (certificate.version, certificate.subject, certificate.issuer, certificate.public_key())
+    _ = (certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+    _ = certificate.signature_hash_algorithm

@@ -85,9 +85,10 @@ def read_limited(path: Path, *, limit: int = MAX_BYTES) -> bytes:
         raise refuse("file-missing", file=path) from error
     except OSError as error:
         raise refuse("file-unreadable", file=path, why=error.strerror) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise refuse("file-not-regular", file=path)
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise refuse("file-not-regular", file=path)
         data = file.read(limit + 1)
     if not data.strip():
         raise refuse("file-empty", file=path)

@@ -124,7 +124,7 @@ def load_node_key(path: Path, *, group_may_read: bool = False) -> ec.EllipticCur
         key = serialization.load_ssh_private_key(data, None)
     except TypeError as error:
         raise refuse("key-locked", file=path) from error
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, UnsupportedAlgorithm, NotImplementedError) as error:
         # "Key is password-protected" comes as TypeError or ValueError, depending on the cipher.
         code = "key-locked" if "password" in str(error).lower() else "key-garbage"
         raise refuse(code, file=path) from error
@@ -158,7 +158,7 @@ def parse_node_public(data: bytes, source: object) -> ec.EllipticCurvePublicKey:
     """A SuperNode's public key from one OpenSSH line; `source` is named when it is refused."""
     try:
         key = serialization.load_ssh_public_key(data.strip())
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, UnsupportedAlgorithm, NotImplementedError) as error:
         raise refuse("node-public-key", file=source) from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, NODE_CURVES):
         raise refuse("node-public-key", file=source)

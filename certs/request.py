@@ -155,6 +155,7 @@ def _csr(text: str, site: str, source: object) -> x509.CertificateSigningRequest
         csr = x509.load_pem_x509_csr(text.encode())
         valid = csr.is_signature_valid
         extensions = list(csr.extensions)
+        _ = (csr.public_key(), csr.subject)  # decoded when first asked: damage is found here
     except (ValueError, TypeError, x509.InvalidVersion, x509.DuplicateExtension) as error:
         raise refuse("request-csr", file=source) from error
     except (UnsupportedAlgorithm, x509.UnsupportedGeneralNameType) as error:

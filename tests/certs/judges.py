@@ -137,9 +137,16 @@ def craft(
     )
     signs = ca if signs_certificates is None else signs_certificates
     usage = x509.KeyUsage(
-        signs_handshakes and not ca, False, not signs_handshakes, False, False,
-        signs, signs, False, False,
-    )  # fmt: skip
+        digital_signature=signs_handshakes and not ca,
+        content_commitment=not signs_handshakes,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=signs,
+        crl_sign=signs,
+        encipher_only=False,
+        decipher_only=False,
+    )
     builder = builder.add_extension(usage, critical=True)
     if usages:
         builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
