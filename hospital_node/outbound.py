@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -32,12 +32,14 @@ from pydantic import ValidationError
 from protocol.codec import encode_payload
 from protocol.envelope import Envelope, seal
 from protocol.manifest import AdapterManifest
-from protocol.messages import Health, Payload, Progress, Reply
+from protocol.messages import Progress, Reply
 from protocol.states import Reason
 
 from .ledger import Ledger
 
 log = logging.getLogger("fedward.outbound")
+
+Message = TypeVar("Message", Reply, Progress)
 
 TENSOR_NAME: Final = re.compile(r"base_model\.[A-Za-z0-9_.]{1,480}\.lora_[A-Za-z_]+(\.weight)?")
 """PEFT's key of a saved LoRA tensor, such as `base_model.model.h.0.attn.c_attn.lora_A.weight`."""
@@ -47,7 +49,7 @@ SOFTWARE: Final = re.compile(rf"({_PART}(; {_PART}){{0,7}})?")
 """Names and versions: `python 3.11.2; torch 2.13.0+cpu`."""
 
 
-class OutboundRefused(Exception):  # noqa: N818 - it reads as the sentence it is
+class OutboundRefused(Exception):
     """Something was about to leave that must not; `reason` is what the aggregator is told."""
 
     def __init__(self, reason: Reason, message: str) -> None:
@@ -91,8 +93,9 @@ class Outbound:
         """Check, encode, sign and record; the returned envelope may leave.
 
         Args:
-            header: the numbers. A reply's `payload` must be None: it is described here, from the
-                bytes that are made here, and the time that takes is added to its `timing`.
+            header: the numbers; need not have been checked (`model_construct`). A reply's
+                `payload` must be None: it is described here, from the bytes that are made here,
+                and the time that takes is added to its `timing`.
             update: the tensors beside a reply.
             request_digest: SHA-256 (hex) of the signed request that is answered; empty for a
                 request whose signature was not good, and for progress.
@@ -102,21 +105,27 @@ class Outbound:
             LedgerError: it could not be recorded; nothing left.
         """
         try:
-            header = _rebuilt(header, self.site)
+            _check_type(header)
             if isinstance(header, Progress):
                 if update is not None:
                     raise OutboundRefused(Reason.OUTBOUND_REFUSED, "progress carries no tensors")
-                envelope = seal(header, b"", self._key, context="progress")
+                progress = _rebuilt(Progress, header.model_dump(warnings=False), self.site)
+                envelope = seal(progress, b"", self._key, context="progress")
                 self._count("progress", envelope.size)
                 return envelope
-            payload, norm = b"", 0.0
+            if header.payload is not None:
+                raise OutboundRefused(Reason.OUTBOUND_REFUSED, "a payload not made at the door")
+            fields, payload, norm = header.model_dump(warnings=False), b"", 0.0
             if update is not None:
-                header, payload, norm = _with_update(header, update)
-            envelope = seal(header, payload, self._key, context="reply")
-            if not request_digest and header.reason is not None:
+                payload, norm = _encode(fields, update)
+            reply = _rebuilt(Reply, fields, self.site)
+            if reply.description is not None:
+                _check_names(reply.description.manifest)
+            envelope = seal(reply, payload, self._key, context="reply")
+            if not request_digest and reply.reason is not None:
                 self._count("refusals", envelope.size)
             else:
-                self._record(header, envelope, norm, request_digest)
+                self._record(reply, envelope, norm, request_digest)
             return envelope
         except OutboundRefused as error:
             log.error("stopped at the door (%s): %s", error.reason, error)
@@ -185,36 +194,24 @@ def reason_of(error: BaseException) -> Reason:
     return Reason.TRAINER_ERROR
 
 
-def _rebuilt(header: Reply | Progress, site: str) -> Reply | Progress:
-    """The same header made anew from declared fields only, with every free string checked."""
-    model = Progress if isinstance(header, Progress) else Reply
-    if type(header) is not model:
+def _check_type(header: Reply | Progress) -> None:
+    if type(header) not in (Reply, Progress):
         raise OutboundRefused(Reason.OUTBOUND_REFUSED, "a header of an undeclared type")
+
+
+def _rebuilt(model: type[Message], fields: dict[str, Any], site: str) -> Message:
+    """The header made anew from its fields, each judged; free strings are held to patterns."""
     try:
-        fresh: Reply | Progress = model.model_validate(_declared(header))
+        fresh = model.model_validate(fields)
     except ValidationError as error:
         raise OutboundRefused(
             Reason.OUTBOUND_REFUSED, f"a header with {error.error_count()} undeclared values"
         ) from None
     if fresh.site != site:
         raise OutboundRefused(Reason.OUTBOUND_REFUSED, "a header in another site's name")
-    _check_health(fresh.health)
-    if isinstance(fresh, Reply):
-        if fresh.payload is not None:
-            raise OutboundRefused(Reason.OUTBOUND_REFUSED, "a payload not made at the door")
-        if fresh.description is not None:
-            _check_names(fresh.description.manifest)
-    return fresh
-
-
-def _declared(header: Reply | Progress) -> dict[str, Any]:
-    """The header's fields as plain data; warnings off because the values are judged right after."""
-    return header.model_dump(warnings=False)
-
-
-def _check_health(health: Health) -> None:
-    if not SOFTWARE.fullmatch(health.software):
+    if not SOFTWARE.fullmatch(fresh.health.software):
         raise OutboundRefused(Reason.OUTBOUND_REFUSED, "a software line that is not versions")
+    return fresh
 
 
 def _check_names(manifest: AdapterManifest) -> None:
@@ -225,10 +222,10 @@ def _check_names(manifest: AdapterManifest) -> None:
             )
 
 
-def _with_update(reply: Reply, update: Update) -> tuple[Reply, bytes, float]:
-    """The reply with its payload described, the payload's bytes, and the update's L2 norm."""
+def _encode(fields: dict[str, Any], update: Update) -> tuple[bytes, float]:
+    """The update's bytes and L2 norm; describes them in the reply's `fields`."""
     started = time.monotonic()
-    if reply.reason is not None:
+    if fields.get("reason") is not None:
         raise OutboundRefused(Reason.OUTBOUND_REFUSED, "a refusal that carries tensors")
     vector = _flat(update)
     norm = _norm(vector)
@@ -240,15 +237,10 @@ def _with_update(reply: Reply, update: Update) -> tuple[Reply, bytes, float]:
         )
     payload, data, _ = encode_payload(update.codec, vector, update.manifest, update.kind)
     seconds = time.monotonic() - started
-    timing = reply.timing.model_copy(
-        update={"encode": seconds, "total": reply.timing.total + seconds}
-    )
-    fields = _declared(reply) | {"payload": _plain(payload), "timing": timing.model_dump()}
-    return Reply.model_validate(fields), data, norm
-
-
-def _plain(payload: Payload) -> dict[str, Any]:
-    return payload.model_dump()
+    timing = fields["timing"]
+    timing |= {"encode": seconds, "total": timing["total"] + seconds}
+    fields["payload"] = payload.model_dump()
+    return data, norm
 
 
 def _flat(update: Update) -> NDArray[np.float32]:

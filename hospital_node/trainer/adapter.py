@@ -1,0 +1,143 @@
+"""The LoRA adapter on a resident base model: built once, then only its numbers change.
+
+Names are those of PEFT's saved state dict, so the flat vector written under them is a file that
+stock `peft` loads.
+"""
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from protocol.manifest import AdapterManifest, TensorSpec
+from protocol.states import Reason
+from protocol.study import AdapterSettings
+
+from .errors import Refusal
+
+Vector = NDArray[np.float32]
+
+_ZERO: Final = re.compile(r"\.lora_(B|embedding_A)(\.weight)?$")
+_NORMAL: Final = re.compile(r"\.lora_embedding_B(\.weight)?$")
+_FACTOR_B: Final = re.compile(r"\.lora_(embedding_)?B(\.weight)?$")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The trainable tensors of a PEFT model, in the manifest's order."""
+
+    settings: AdapterSettings
+    manifest: AdapterManifest
+    parameters: tuple[torch.nn.Parameter, ...]  # float32 on the model's device
+
+    def load(self, vector: Vector) -> None:
+        """Put the numbers of `vector` (float32, (manifest.numel,)) into the model."""
+        with torch.no_grad():
+            for parameter, (_, place) in zip(self.parameters, self.manifest.slices(), strict=True):
+                values = torch.from_numpy(np.ascontiguousarray(vector[place]))
+                parameter.copy_(values.view(parameter.shape))
+
+    def read(self) -> Vector:
+        """The numbers in the model, laid end to end: float32, (manifest.numel,)."""
+        vector = np.empty(self.manifest.numel, dtype=np.float32)
+        for parameter, (_, place) in zip(self.parameters, self.manifest.slices(), strict=True):
+            vector[place] = parameter.detach().to("cpu", torch.float32).numpy().reshape(-1)
+        return vector
+
+    def train_only(self, factors: frozenset[str]) -> list[torch.nn.Parameter]:
+        """Freeze the LoRA factors not in `factors` (of "A", "B"); returns those that train."""
+        trained = []
+        for parameter, tensor in zip(self.parameters, self.manifest.tensors, strict=True):
+            factor = "B" if _FACTOR_B.search(tensor.name) else "A"
+            parameter.requires_grad_(factor in factors)
+            if factor in factors:
+                trained.append(parameter)
+        return trained
+
+
+def attach(base: Any, settings: AdapterSettings) -> tuple[Any, Adapter]:
+    """Put a LoRA adapter on `base` (a transformers model); returns the PEFT model and its adapter.
+
+    Raises:
+        Refusal: a target module is not in this model, or PEFT cannot do what the settings ask.
+    """
+    import peft
+
+    targets = settings.target_modules
+    config = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+        bias="none",
+    )
+    try:
+        model = peft.get_peft_model(base, config, autocast_adapter_dtype=True)
+    except ValueError as error:
+        raise Refusal(
+            Reason.SITE_FORBIDS, f"adapter.target_modules = {targets!r} does not fit: {error}"
+        ) from error
+    return model, _adapter(model, settings)
+
+
+def detach(model: Any) -> Any:
+    """Take the adapter off; returns the base model as it was."""
+    return model.unload()
+
+
+def _adapter(model: Any, settings: AdapterSettings) -> Adapter:
+    import peft
+
+    saved = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    trainable = {
+        parameter.data_ptr(): parameter
+        for parameter in model.parameters()
+        if parameter.requires_grad
+    }
+    names = sorted(saved)
+    missing = [name for name in names if saved[name].data_ptr() not in trainable]
+    if missing or len(names) != len(trainable):
+        raise Refusal(
+            Reason.SITE_FORBIDS,
+            f"this adapter on this model saves {len(names)} tensors and trains {len(trainable)}; "
+            "only adapters that save what they train can be averaged",
+        )
+    for parameter in trainable.values():
+        parameter.data = parameter.data.float()
+    parameters = tuple(trainable[saved[name].data_ptr()] for name in names)
+    manifest = AdapterManifest(
+        tensors=tuple(TensorSpec(name=name, shape=tuple(saved[name].shape)) for name in names)
+    )
+    return Adapter(settings, manifest, parameters)
+
+
+def initial(manifest: AdapterManifest, seed: int) -> Vector:
+    """The adapter a study begins with: float32, (manifest.numel,), the same on every machine.
+
+    PEFT's own distributions (A uniform in +-1/sqrt(fan in), B zero), drawn by numpy's Philox from
+    the study's seed and the tensor's name, because torch's generators differ between CPU and GPU.
+    """
+    vector = np.zeros(manifest.numel, dtype=np.float32)
+    for tensor, place in manifest.slices():
+        if _ZERO.search(tensor.name):
+            continue
+        key = hashlib.sha256(f"adapter\0{seed}\0{tensor.name}".encode()).digest()[:16]
+        draw = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "big")))
+        if _NORMAL.search(tensor.name):
+            vector[place] = draw.standard_normal(tensor.numel, dtype=np.float32)
+            continue
+        bound = 1.0 / math.sqrt(math.prod(tensor.shape[1:]) or 1)
+        uniform = draw.random(tensor.numel, dtype=np.float32)
+        vector[place] = (uniform * np.float32(2.0) - np.float32(1.0)) * np.float32(bound)
+    return vector
+
+
+def tensors_of(vector: Vector, manifest: AdapterManifest) -> dict[str, Vector]:
+    """The flat vector as named arrays (views, no copy)."""
+    return {tensor.name: vector[place].reshape(tensor.shape) for tensor, place in manifest.slices()}

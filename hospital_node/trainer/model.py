@@ -1,0 +1,302 @@
+"""The base model: read and quantized once, then resident across rounds and studies.
+
+FlowerTune's client reads and quantizes the base in every round; here that happens once for each
+(base, quantization), and `Shelf.loads` counts it.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from protocol.site import SiteSettings
+from protocol.states import Reason
+from protocol.study import AdapterSettings, ModelSettings, Quantization
+
+from .adapter import Adapter, attach, detach
+from .base_files import base_hash, find_base, parameter_count
+from .batches import Batch
+from .errors import Refusal
+
+log = logging.getLogger("fedward.trainer")
+
+# Two bases let two studies take turns without a reload; a third pushes out the one unused longest.
+_RESIDENT: Final = 2
+# Largest block of logits computed at once: a vocabulary of 128,256 in float32 makes 512 rows.
+_LOGIT_BYTES: Final = 256 << 20
+
+
+@dataclass
+class Resident:
+    """A quantized base in memory, with the adapter that is on it now.
+
+    `model` is the PEFT model (or the bare base before an adapter is put on). `shortcut` says that
+    hidden states times the output embedding give this architecture's logits, so that logits are
+    computed only where a response token is; it is measured, because some architectures scale or
+    cap them.
+    """
+
+    folder: Path
+    sha256: str
+    parameters: int
+    tokenizer: Any
+    model: Any
+    device: torch.device
+    dtype: torch.dtype
+    adapter: Adapter | None = None
+    shortcut: bool = False
+    micro_batch: int = 0  # examples in one forward pass; 0 is the whole batch (training.py)
+
+    def use(self, settings: AdapterSettings) -> Adapter:
+        """The adapter of these settings; the model is touched only when they changed."""
+        if self.adapter is None or self.adapter.settings != settings:
+            if self.adapter is not None:
+                self.model, self.adapter = detach(self.model), None
+            self.model, self.adapter = attach(self.model, settings)
+            self.shortcut = self._shortcut_is_right()
+        return self.adapter
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision on a GPU, nothing on a CPU."""
+        lower = self.dtype is not torch.float32
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=lower)
+
+    def response_logits(self, batch: Batch) -> torch.Tensor:
+        """Logits that predict each response token of `batch`: (targets, vocabulary)."""
+        if self.shortcut:
+            hidden = self._hidden(batch)
+            logits: torch.Tensor = self._head()(hidden[batch.predictors])
+            return logits
+        return self._full_logits(batch)[batch.predictors]
+
+    def response_blocks(self, batch: Batch, visit: Callable[[torch.Tensor, int], None]) -> None:
+        """Call `visit(float32 logits (k, vocabulary), first target)` over all targets in blocks."""
+        if not self.shortcut:
+            visit(self.response_logits(batch).float(), 0)
+            return
+        head = self._head()
+        states = self._hidden(batch)[batch.predictors]
+        vocabulary = int(self.model.get_base_model().get_output_embeddings().weight.shape[0])
+        rows = max(16, _LOGIT_BYTES // (4 * vocabulary))
+        for start in range(0, states.shape[0], rows):
+            visit(head(states[start : start + rows]).float(), start)
+
+    def _hidden(self, batch: Batch) -> torch.Tensor:
+        base = self.model.get_base_model()
+        backbone = getattr(base, base.base_model_prefix)
+        hidden: torch.Tensor = backbone(
+            input_ids=batch.ids, attention_mask=batch.mask, use_cache=False
+        )[0]
+        return hidden
+
+    def _head(self) -> Any:
+        return self.model.get_base_model().get_output_embeddings()
+
+    def _full_logits(self, batch: Batch) -> torch.Tensor:
+        logits: torch.Tensor = self.model(
+            input_ids=batch.ids, attention_mask=batch.mask, use_cache=False
+        ).logits
+        return logits
+
+    def _shortcut_is_right(self) -> bool:
+        """Whether the short way to the logits equals the model's own on a few tokens."""
+        base = self.model.get_base_model()
+        prefix = getattr(base, "base_model_prefix", "")
+        if not prefix or not hasattr(base, prefix) or base.get_output_embeddings() is None:
+            return False
+        self.model.eval()
+        ids = torch.arange(1, 9, device=self.device).view(1, 8)
+        probe = Batch(ids, None, torch.ones_like(ids, dtype=torch.bool), ids.view(-1), 8)
+        try:
+            with torch.no_grad(), self.autocast():
+                short = self._head()(self._hidden(probe)).float()
+                return bool(torch.allclose(short, self._full_logits(probe).float(), atol=1e-2))
+        except (TypeError, AttributeError, RuntimeError, IndexError):
+            return False
+
+
+class Shelf:
+    """The resident base models of this process."""
+
+    def __init__(self, site: SiteSettings) -> None:
+        self.site = site
+        self.device = choose_device(site.trainer.device)
+        self.loads = 0
+        self._kept: dict[tuple[object, ...], Resident] = {}
+
+    def get(self, wanted: ModelSettings) -> Resident:
+        """The base that a study asks for, loaded if it is not resident yet.
+
+        Raises:
+            Refusal: no such base, other weights than the study or the site names, or a
+                quantization this site does not allow.
+            torch.OutOfMemoryError, MemoryError, RuntimeError: it does not fit, even alone.
+        """
+        limits = self.site.limits
+        if wanted.quantization not in limits.quantization:
+            raise Refusal(
+                Reason.SITE_FORBIDS,
+                f"model.quantization = {wanted.quantization.value!r} is not among this site's "
+                f"limits.quantization = {[kind.value for kind in limits.quantization]}",
+            )
+        folder = find_base(wanted.base, self.site.model)
+        sha256 = base_hash(folder, self.site.model.cache)
+        for owner, expected in (("study", wanted.sha256), ("site", self.site.model.sha256)):
+            if expected is not None and expected != sha256:
+                raise Refusal(
+                    Reason.MODEL_MISMATCH,
+                    f"{folder}: the weights hash to {sha256}, the {owner}'s model.sha256 is "
+                    f"{expected}",
+                )
+        dtype = choose_dtype(wanted, self.device)
+        key = (folder.resolve(), sha256, wanted.quantization, wanted.double_quantization, dtype)
+        resident = self._kept.pop(key, None) or self._load(folder, sha256, wanted, dtype)
+        self._kept[key] = resident  # last in order: used last
+        while len(self._kept) > _RESIDENT:
+            self._drop_oldest()
+        return resident
+
+    def _load(
+        self, folder: Path, sha256: str, wanted: ModelSettings, dtype: torch.dtype
+    ) -> Resident:
+        log.info("loading %s (%s) on %s", folder, wanted.quantization.value, self.device)
+        tokenizer = load_tokenizer(folder)
+        parameters = parameter_count(folder)
+        while True:
+            try:
+                model = load_base(folder, wanted, dtype, self.device)
+                break
+            except (torch.OutOfMemoryError, MemoryError):
+                if not self._kept:
+                    raise
+                self._drop_oldest()
+        self.loads += 1
+        return Resident(folder, sha256, parameters, tokenizer, model, self.device, dtype)
+
+    def _drop_oldest(self) -> None:
+        del self._kept[next(iter(self._kept))]
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def warm_up() -> None:
+    """Import what a load needs: some 5 s on a slow core, better spent before a request waits."""
+    import bitsandbytes  # noqa: F401
+    import peft  # noqa: F401
+    from transformers import (  # noqa: F401
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        BitsAndBytesConfig,
+    )
+
+
+def choose_device(asked: str) -> torch.device:
+    """The device to train on; `auto` takes a CUDA GPU if there is one.
+
+    Raises:
+        Refusal: cuda is asked for and not there.
+    """
+    available = torch.cuda.is_available()
+    if asked == "cuda" and not available:
+        raise Refusal(
+            Reason.SITE_FORBIDS,
+            'trainer.device = "cuda", but torch sees no CUDA GPU; install the driver and a CUDA '
+            'build of torch, or use "auto" or "cpu"',
+        )
+    return torch.device("cuda" if asked != "cpu" and available else "cpu")
+
+
+def choose_dtype(wanted: ModelSettings, device: torch.device) -> torch.dtype:
+    """The type that matrices are multiplied in."""
+    if wanted.compute_dtype != "auto":
+        return {
+            "float32": torch.float32,
+            "bfloat16": torch.bfloat16,
+            "float16": torch.float16,
+        }[wanted.compute_dtype]
+    modern = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if modern else torch.float32
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer beside the weights.
+
+    Raises:
+        Refusal: it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(folder), trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:
+        # Whatever the library raises, the site's person needs one sentence.
+        raise Refusal(
+            Reason.MODEL_UNREADABLE,
+            f"{folder}: no readable tokenizer ({type(error).__name__}): {_first_line(error)}",
+        ) from error
+
+
+def load_base(folder: Path, wanted: ModelSettings, dtype: torch.dtype, device: torch.device) -> Any:
+    """Read and quantize the base; frozen, in evaluation mode.
+
+    Raises:
+        Refusal: it cannot be read.
+        torch.OutOfMemoryError, MemoryError: it does not fit.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            quantization_config=_quantization(wanted, dtype),
+            dtype=dtype,
+            device_map={"": str(device)},
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, RuntimeError) and "allocate memory" in str(error):
+            raise
+        raise Refusal(
+            Reason.MODEL_UNREADABLE,
+            f"{folder}: not a causal language model that can be loaded "
+            f"({type(error).__name__}): {_first_line(error)}",
+        ) from error
+    model.requires_grad_(False)
+    model.eval()
+    for module in model.modules():
+        # On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks 4-bit weights at the first forward
+        # pass in evaluation mode, for a kernel without a gradient: whoever evaluates before
+        # training then trains on gradients that stop at the last layer, without an error.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def _quantization(wanted: ModelSettings, dtype: torch.dtype) -> Any:
+    """QLoRA's settings (arXiv 2305.14314, section 3) for bitsandbytes; None for no quantization."""
+    from transformers import BitsAndBytesConfig
+
+    if wanted.quantization is Quantization.NONE:
+        return None
+    if wanted.quantization is Quantization.INT8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=wanted.quantization.value,
+        bnb_4bit_use_double_quant=wanted.double_quantization,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines: Sequence[str] = str(error).strip().splitlines()
+    return lines[0][:300] if lines else "no message"

@@ -1,0 +1,407 @@
+"""The four things a trainer can be asked, each from a checked request to a reply.
+
+Nothing here sends anything: a task returns the reply's numbers and, where there is one, the update
+whose tensors the door (`hospital_node.outbound`) will check.
+"""
+
+import hmac
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from hospital_node.outbound import Update
+from protocol.codec import decode_payload, vector_digest
+from protocol.messages import (
+    Description,
+    Evaluation,
+    Reply,
+    Request,
+    Task,
+    Timing,
+    Training,
+)
+from protocol.schedule import learning_rate
+from protocol.site import SiteSettings
+from protocol.states import Reason, TrainerState
+from protocol.study import StudySettings
+
+from . import sampling, tokens
+from .adapter import Adapter, Vector, initial, tensors_of
+from .board import Board
+from .data import Rows, load_rows
+from .errors import Cancelled, Refusal
+from .evaluation import evaluate
+from .model import Resident, Shelf
+from .training import Done, Plan, train
+
+log = logging.getLogger("fedward.trainer")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A reply's numbers and the tensors beside them."""
+
+    reply: Reply
+    update: Update | None = None
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """All that a task works with."""
+
+    resident: Resident
+    adapter: Adapter
+    train: tokens.TokenSet
+    heldout: tokens.HeldoutSet
+    rows: Rows
+
+
+@dataclass
+class _Clock:
+    """Seconds by part of `Timing`."""
+
+    queue: float
+    began: float = field(default_factory=time.monotonic)
+    parts: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = time.monotonic() - started
+            self.parts[part] = self.parts.get(part, 0.0) + seconds
+
+    def timing(self) -> Timing:
+        return Timing(queue=self.queue, total=time.monotonic() - self.began, **self.parts)
+
+
+class Tasks:
+    """The worker's hands: the resident models, the tokenized data, and the four tasks."""
+
+    def __init__(self, site: SiteSettings, rows: Rows, secret: bytes, board: Board) -> None:
+        """`rows` are the site's data as read at the start; `secret` keys their fingerprint."""
+        self.site = site
+        self.shelf = Shelf(site)
+        self._rows = rows
+        self._stamps = self._data_stamps()
+        self._secret = secret
+        self._board = board
+        self._tokenized: dict[str, tuple[tokens.TokenSet, tokens.HeldoutSet]] = {}
+
+    def answer(
+        self, request: Request, payload: bytes, queue: float, cancel: threading.Event
+    ) -> Answer:
+        """Do what the request asks; `queue` is how long it waited, in seconds.
+
+        Raises:
+            Refusal, ProtocolError: it cannot be done.
+            Cancelled: `cancel` was set.
+            Exception: whatever a library raises; the caller makes a reason code of it.
+        """
+        do = {
+            Task.PREPARE: self._prepare,
+            Task.TRAIN: self._train,
+            Task.EVALUATE: self._evaluate,
+            Task.LONE: self._lone,
+        }[request.task]
+        return do(request, payload, _Clock(queue), _checker(cancel))
+
+    # The tasks
+
+    def _prepare(
+        self, request: Request, _: bytes, clock: _Clock, check: Callable[[], None]
+    ) -> Answer:
+        stamps = self._data_stamps()
+        if stamps != self._stamps:
+            self._rows, self._stamps = load_rows(self.site.data), stamps
+        ready = self._ready(request.settings, clock)
+        manifest = ready.adapter.manifest
+        first = initial(manifest, request.settings.seed)
+        evaluation = None
+        if request.evaluate:
+            ready.adapter.load(first)
+            evaluation = self._measure(ready, request.settings, clock, check)
+        fingerprint = f"{request.study_id}\0{ready.rows.digest}".encode()
+        description = Description(
+            manifest=manifest,
+            initial_digest=vector_digest(first),
+            base_sha256=ready.resident.sha256,
+            base_parameters=ready.resident.parameters,
+            train_examples=len(ready.train),
+            heldout_examples=ready.heldout.rows,
+            data_fingerprint=hmac.new(self._secret, fingerprint, "sha256").hexdigest(),
+        )
+        update = None
+        if request.want_initial:
+            update = Update("adapter", tensors_of(first, manifest), manifest, "fp32")
+        reply = self._reply(request, clock, description=description, evaluation=evaluation)
+        return Answer(reply, update)
+
+    def _train(
+        self, request: Request, payload: bytes, clock: _Clock, check: Callable[[], None]
+    ) -> Answer:
+        ready = self._ready(request.settings, clock)
+        received = self._receive(ready, request, payload, clock)
+        evaluation = None
+        if request.evaluate:
+            evaluation = self._measure(ready, request.settings, clock, check)
+        plan = self._plan(request.settings, request.round, request.learning_rate)
+        plan = replace(plan, proximal_mu=request.settings.aggregation.proximal)
+        steps = min(request.steps, self.site.limits.max_steps)
+        rows = self._rows_of(ready, request.settings, request.round, steps)
+        self._board.enter(TrainerState.TRAINING, steps)
+        with clock("train"):
+            done = train(
+                ready.resident, ready.adapter, ready.train, rows, plan, self._on_step(check)
+            )
+            delta = ready.adapter.read() - received
+        training = _training(
+            done, delta, self._epoch(ready, request.settings, request.round, steps)
+        )
+        limits = (self.site.limits.max_update_norm, request.settings.aggregation.max_update_norm)
+        manifest = ready.adapter.manifest
+        update = Update(
+            "delta",
+            tensors_of(delta, manifest),
+            manifest,
+            request.settings.codec.up,
+            max_norm=min(limits),
+        )
+        reply = self._reply(request, clock, training=training, evaluation=evaluation)
+        return Answer(reply, update)
+
+    def _evaluate(
+        self, request: Request, payload: bytes, clock: _Clock, check: Callable[[], None]
+    ) -> Answer:
+        ready = self._ready(request.settings, clock)
+        self._receive(ready, request, payload, clock)
+        evaluation = self._measure(ready, request.settings, clock, check)
+        return Answer(self._reply(request, clock, evaluation=evaluation))
+
+    def _lone(self, request: Request, _: bytes, clock: _Clock, check: Callable[[], None]) -> Answer:
+        """Train without the others: same first adapter, rows, steps, rates and fresh optimizers."""
+        ready = self._ready(request.settings, clock)
+        settings, rounds = request.settings, request.settings.rounds.count
+        first = initial(ready.adapter.manifest, settings.seed)
+        ready.adapter.load(first)
+        steps = min(settings.training.steps, self.site.limits.max_steps)
+        self._board.enter(TrainerState.TRAINING, steps * rounds)
+        total, on_step = Done(), self._on_step(check)
+        with clock("train"):
+            for number in range(1, rounds + 1):
+                rate = learning_rate(settings.training, number, rounds)
+                rows = self._rows_of(ready, settings, number, steps)
+                plan = self._plan(settings, number, rate)
+                done = train(ready.resident, ready.adapter, ready.train, rows, plan, on_step)
+                total.losses += done.losses
+                total.tokens += done.tokens
+                total.examples += done.examples
+            delta = ready.adapter.read() - first
+        training = _training(total, delta, self._epoch(ready, settings, rounds, steps))
+        evaluation = self._measure(ready, settings, clock, check)
+        reply = self._reply(request, clock, training=training, evaluation=evaluation)
+        return Answer(reply)
+
+    # Their parts
+
+    def _ready(self, settings: StudySettings, clock: _Clock) -> _Ready:
+        """The base, the adapter and the tokens for `settings`; from memory when they are there."""
+        _check_supported(settings)
+        limits = self.site.limits
+        if settings.adapter.rank > limits.max_rank:
+            raise Refusal(
+                Reason.SITE_FORBIDS,
+                f"adapter.rank = {settings.adapter.rank} is above this site's limits.max_rank = "
+                f"{limits.max_rank}",
+            )
+        self._board.enter(TrainerState.LOADING)
+        with clock("load"):
+            resident = self.shelf.get(settings.model)
+            adapter = resident.use(settings.adapter)
+            train_set, heldout = self._tokens(resident, settings)
+        return _Ready(resident, adapter, train_set, heldout, self._rows)
+
+    def _tokens(
+        self, resident: Resident, settings: StudySettings
+    ) -> tuple[tokens.TokenSet, tokens.HeldoutSet]:
+        template = settings.prompt.template
+        length = min(settings.training.max_length, self.site.limits.max_length)
+        name = tokens.cache_name(
+            self._secret.hex(),
+            self._rows.digest,
+            tokens.tokenizer_digest(resident.tokenizer),
+            template,
+            length,
+        )
+        if name not in self._tokenized:
+            path = self.site.model.cache / name
+            sets = tokens.load(path)
+            if sets is None:
+                sets = (
+                    tokens.tokenize_rows(resident.tokenizer, template, self._rows.train, length),
+                    tokens.tokenize_heldout(
+                        resident.tokenizer, template, self._rows.heldout, length
+                    ),
+                )
+                tokens.save(path, *sets)
+            cut = sets[0].truncated + sets[1].sequences.truncated
+            if cut:
+                log.warning("%d sequences were cut to %d tokens", cut, length)
+            self._tokenized[name] = sets
+        return self._tokenized[name]
+
+    def _receive(self, ready: _Ready, request: Request, payload: bytes, clock: _Clock) -> Vector:
+        """Decode the adapter that came and put it into the model; float32, (manifest.numel,)."""
+        manifest = ready.adapter.manifest
+        if request.payload is None:
+            raise Refusal(Reason.MALFORMED, f"a {request.task} request without an adapter")
+        if request.manifest_digest != manifest.digest:
+            raise Refusal(
+                Reason.WRONG_MANIFEST, "the adapter that came is laid out for another base model"
+            )
+        if request.payload.numel != manifest.numel:
+            raise Refusal(
+                Reason.WRONG_SHAPE,
+                f"the adapter that came has {request.payload.numel} values, not {manifest.numel}",
+            )
+        with clock("decode"):
+            vector = decode_payload(request.payload, payload, manifest, kind="adapter")
+            ready.adapter.load(vector)
+        return vector
+
+    def _measure(
+        self, ready: _Ready, settings: StudySettings, clock: _Clock, check: Callable[[], None]
+    ) -> Evaluation:
+        rows = sampling.subset(
+            ready.heldout.rows, settings.evaluation.max_examples, seed=settings.seed
+        )
+        self._board.enter(TrainerState.EVALUATING)
+
+        def on_batch(done: int, _: int) -> None:
+            self._board.step(done)
+            check()
+
+        with clock("evaluate"):
+            return evaluate(ready.resident, ready.heldout, rows, on_batch)
+
+    def _plan(self, settings: StudySettings, round_number: int, rate: float) -> Plan:
+        training = settings.training
+        return Plan(
+            batch_size=self._batch_size(settings),
+            learning_rate=rate,
+            weight_decay=training.weight_decay,
+            max_grad_norm=training.max_grad_norm,
+            seed=sampling.derive("dropout", settings.seed, self.site.name, round_number),
+            factors=frozenset(settings.aggregation.trained_factors(round_number)),
+        )
+
+    def _batch_size(self, settings: StudySettings) -> int:
+        return min(settings.training.batch_size, self.site.limits.max_batch_size)
+
+    def _stride(self, settings: StudySettings, steps: int) -> int:
+        planned = min(settings.training.steps, self.site.limits.max_steps)
+        return max(planned, steps) * self._batch_size(settings)
+
+    def _rows_of(
+        self, ready: _Ready, settings: StudySettings, round_number: int, steps: int
+    ) -> Any:
+        return sampling.rows_of_round(
+            len(ready.train),
+            seed=settings.seed,
+            site=self.site.name,
+            round_number=round_number,
+            stride=self._stride(settings, steps),
+            draws=steps * self._batch_size(settings),
+        )
+
+    def _epoch(
+        self, ready: _Ready, settings: StudySettings, round_number: int, steps: int
+    ) -> float:
+        """Passes over the site's rows from the study's beginning to the end of this round."""
+        before = (round_number - 1) * self._stride(settings, steps)
+        return (before + steps * self._batch_size(settings)) / len(ready.train)
+
+    def _on_step(self, check: Callable[[], None]) -> Callable[[float, int], None]:
+        count = 0
+
+        def on_step(loss: float, real_tokens: int) -> None:
+            nonlocal count
+            count += 1
+            self._board.step(count, loss=loss, tokens=real_tokens)
+            check()
+
+        return on_step
+
+    def _reply(self, request: Request, clock: _Clock, **results: Any) -> Reply:
+        # Not checked here: a reply is whole only with its payload, which is made at the door.
+        return Reply.model_construct(
+            request_id=request.request_id,
+            study_id=request.study_id,
+            site=self.site.name,
+            task=request.task,
+            round=request.round,
+            timing=clock.timing(),
+            health=self._board.health.read(TrainerState.IDLE),
+            **results,
+        )
+
+    def _data_stamps(self) -> tuple[tuple[int, int], ...]:
+        """Size and time of change of each data file; (0, 0) for one that is gone."""
+        stamps = []
+        for path in (*self.site.data.train, *self.site.data.heldout):
+            try:
+                stat = path.stat()
+                stamps.append((stat.st_size, stat.st_mtime_ns))
+            except OSError:
+                stamps.append((0, 0))
+        return tuple(stamps)
+
+
+def _checker(cancel: threading.Event) -> Callable[[], None]:
+    def check() -> None:
+        if cancel.is_set():
+            raise Cancelled
+
+    return check
+
+
+def _check_supported(settings: StudySettings) -> None:
+    """Refuse what would otherwise be left out in silence."""
+    aggregation = settings.aggregation
+    if aggregation.strategy == "scaffold":
+        raise Refusal(Reason.SITE_FORBIDS, "this trainer does not do scaffold's control variates")
+    if aggregation.lora in {"fedex", "flora"}:
+        raise Refusal(
+            Reason.SITE_FORBIDS,
+            f"aggregation.lora = {aggregation.lora!r} changes the base; this trainer keeps it",
+        )
+    if settings.codec.feedback:
+        raise Refusal(
+            Reason.SITE_FORBIDS,
+            f"codec.up = {settings.codec.up!r} with error feedback is not done by this trainer",
+        )
+
+
+def _training(done: Done, delta: Vector, epoch: float) -> Training:
+    norm = math.sqrt(float(np.dot(delta.astype(np.float64), delta.astype(np.float64))))
+    if not math.isfinite(norm):
+        raise Refusal(Reason.NOT_FINITE, "the trained adapter has a value that is not finite")
+    return Training(
+        examples=done.examples,
+        steps=len(done.losses),
+        tokens=done.tokens,
+        loss_first=done.losses[0],
+        loss_last=done.losses[-1],
+        loss_mean=sum(done.losses) / len(done.losses),
+        update_norm=norm,
+        epoch=epoch,
+    )
