@@ -3,6 +3,7 @@
 A hospital may narrow what a study asks (see `site`), never widen it.
 """
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -180,6 +181,10 @@ class AggregationSettings(Section):
         le=10_000,
         description="flexlora: sites whose factors are held before they are compressed",
     )
+    normalise_steps: bool = Field(
+        default=False,
+        description="FedNova: count an update by the step, for sites that do fewer steps",
+    )
     sample_fraction: float = Field(
         default=1.0, gt=0, le=1, description="share of the online sites whose update a round needs"
     )
@@ -220,6 +225,14 @@ class AggregationSettings(Section):
                 f"aggregation.lora = {self.lora!r} rebuilds the factors every round, so "
                 f"aggregation.strategy = {self.strategy!r} has nothing to compare them with: use "
                 "'fedavg' or 'fedprox'"
+            )
+        if self.normalise_steps and (
+            self.lora in {"flexlora", "fedex", "flora"}
+            or self.strategy in {"median", "trimmed-mean", "krum", "multi-krum"}
+        ):
+            raise ValueError(
+                "aggregation.normalise_steps is about a mean of updates, which "
+                f"strategy = {self.strategy!r}, lora = {self.lora!r} do not take: leave it out"
             )
         if self.lora == "rolora" and self.strategy == "scaffold":
             raise ValueError(
@@ -314,6 +327,13 @@ class StudySettings(Section):
                 f"aggregation.lora = {aggregation.lora!r} adds to the base weights every round, "
                 f"which model.quantization = {self.model.quantization.value!r} cannot hold: use "
                 "'none', or aggregation.lora = 'flexlora'"
+            )
+        cut = math.ceil(aggregation.trim_fraction * self.rounds.minimum_sites)
+        if aggregation.strategy == "trimmed-mean" and self.rounds.minimum_sites <= 2 * cut:
+            raise ValueError(
+                f"aggregation.trim_fraction = {aggregation.trim_fraction} cuts {cut} update(s) at "
+                f"each end; rounds.minimum_sites = {self.rounds.minimum_sites} must be over "
+                f"{2 * cut}"
             )
         needed = 2 * aggregation.byzantine_sites + 3
         if "krum" in aggregation.strategy and self.rounds.minimum_sites < needed:

@@ -24,7 +24,18 @@ every round. Encoding the same vector on the same machine gives the same bytes.
 
 from ._base import MAX_MAGNITUDE, Codec
 from ._feedback import ErrorFeedback
-from ._layout import Factor, factor_of, module_of, narrow, trained_part, widen, with_rank
+from ._layout import (
+    Factor,
+    factor_of,
+    join_control,
+    module_of,
+    narrow,
+    split_control,
+    trained_part,
+    widen,
+    with_control,
+    with_rank,
+)
 from ._names import get_codec, known_codecs
 from ._payload import decode_payload, encode_payload, vector_digest
 
@@ -37,11 +48,14 @@ __all__ = [
     "encode_payload",
     "factor_of",
     "get_codec",
+    "join_control",
     "known_codecs",
     "module_of",
     "narrow",
+    "split_control",
     "trained_part",
     "vector_digest",
     "widen",
+    "with_control",
     "with_rank",
 ]

@@ -18,6 +18,7 @@ from ._base import Vector
 Factor = Literal["A", "B"]
 
 _SUFFIX: Final[dict[Factor, str]] = {"A": ".lora_A.weight", "B": ".lora_B.weight"}
+_CONTROL: Final = "~control"  # sorts after every name PEFT gives
 _RANK_AXIS: Final[dict[Factor, int]] = {"A": 0, "B": 1}
 
 
@@ -60,6 +61,23 @@ def with_rank(manifest: AdapterManifest, rank: int) -> AdapterManifest:
         return TensorSpec(name=tensor.name, shape=tuple(shape))
 
     return AdapterManifest(tensors=tuple(cut(tensor) for tensor in manifest.tensors))
+
+
+def with_control(manifest: AdapterManifest) -> AdapterManifest:
+    """The layout of an adapter followed by a SCAFFOLD control variate of the same length."""
+    control = TensorSpec(name=_CONTROL, shape=(manifest.numel,))
+    return AdapterManifest(tensors=(*manifest.tensors, control))
+
+
+def join_control(vector: Vector, control: Vector) -> Vector:
+    """An adapter or its change, then a control variate or its change: float32 [2n]."""
+    return np.concatenate([vector, control])
+
+
+def split_control(joined: Vector) -> tuple[Vector, Vector]:
+    """The two halves of what `join_control` made, as views."""
+    half = joined.size // 2
+    return joined[:half], joined[half:]
 
 
 def narrow(vector: Vector, manifest: AdapterManifest, part: AdapterManifest) -> Vector:

@@ -6,17 +6,26 @@
     aggregate = aggregator.finish()     # the adapter, numbers about it, and the next state
 
 Nothing is changed in place: a round that fails leaves `reference` and `state` as they were.
+
+In reading order: `_types`, `_mean`, `_optimizers`, `_robust`, `_scaffold`, `_lora`, `_flexlora`,
+`_stacking`, `_factory`; and, before a round, `_weights`.
 """
 
 from ._factory import make_aggregator
 from ._state import ServerState
-from ._types import Aggregate, AggregationError, Aggregator, Update
+from ._types import Aggregate, AggregationError, Aggregator, Merge, Update, l2_norm
+from ._weights import Draw, draw_sites, update_weight
 
 __all__ = [
     "Aggregate",
     "AggregationError",
     "Aggregator",
+    "Draw",
+    "Merge",
     "ServerState",
     "Update",
+    "draw_sites",
+    "l2_norm",
     "make_aggregator",
+    "update_weight",
 ]

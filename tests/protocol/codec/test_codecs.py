@@ -52,7 +52,7 @@ def test_round_trip(name: str) -> None:
 
 @pytest.mark.parametrize("name", CODECS)
 def test_extremes(name: str) -> None:
-    """Zeros stay zeros; one value from the least float32 to the limit comes back finite and near."""
+    """Zeros stay zeros; a lone value, the least float32 or the limit, comes back finite."""
     numel = 200
     assert not coded(name, np.zeros(numel, np.float32)).any()
     for value in (1e-45, 1e-38, 3e-39, MAX_MAGNITUDE, -MAX_MAGNITUDE):
