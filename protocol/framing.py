@@ -55,7 +55,8 @@ def send(stream: socket.socket, kind: Kind, envelope: Envelope) -> None:
     """Write one frame."""
     stream.sendall(_head(kind, envelope))
     for part in (envelope.header, envelope.signature, envelope.payload):
-        stream.sendall(part)
+        if part:  # sending nothing to a peer that has read all and left is still a broken pipe
+            stream.sendall(part)
 
 
 def receive(stream: socket.socket) -> tuple[Kind, Envelope] | None:

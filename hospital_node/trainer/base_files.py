@@ -96,11 +96,11 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def base_hash(folder: Path, cache: Path) -> str:
+def base_hash(folder: Path, cache: Path, *, keep: bool = True) -> str:
     """The hash of the base in `folder` (see the module); hex.
 
     A file's hash is kept in `cache`/base-hashes.json with the file's size and time of change, so
-    16 GB are read once and not at every start.
+    16 GB are read once and not at every start. Without `keep` nothing is written.
 
     Raises:
         Refusal: no weights, or they cannot be read.
@@ -123,7 +123,7 @@ def base_hash(folder: Path, cache: Path) -> str:
                 Reason.MODEL_UNREADABLE, f"{file}: cannot read: {error.strerror or error}"
             ) from error
         digests.append(str(kept[2]))
-    if changed:
+    if changed and keep:
         try:
             cache.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomic(book, json.dumps(known).encode(), mode=0o600)
