@@ -17,8 +17,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedward import embedded, launcher
+from fedward import launcher
 from fedward.control import Address, ControlPlane
+from fedward.demo import MODEL
+from fedward.embedded.corpus import write_hospital_data
 from fedward.federation import FederationSettings, LocalSite, prepare
 from fedward.watch import follow
 from protocol.events import RoundFinished, SiteResult
@@ -37,7 +39,7 @@ def big_base(folder: Path) -> Path:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(embedded.model_folder())
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=768,
@@ -131,9 +133,9 @@ def main() -> None:
     results: dict[str, dict[str, dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="fedward-bench-") as name:
         root = Path(name)
-        embedded.write_hospital_data(root / "data", SITES)
+        write_hospital_data(root / "data", SITES)
         data = [root / "data" / site / "train.jsonl" for site in SITES]
-        bases = {"demo base": embedded.model_folder()}
+        bases = {"demo base": MODEL}
         if not quick:
             bases["100 M base"] = big_base(root / "base")
         for index, (label, base) in enumerate(bases.items()):

@@ -13,8 +13,10 @@ from protocol.site import DataSettings
 from protocol.study import StudySettings
 
 from . import embedded
+from .embedded.corpus import write_hospital_data
 from .federation import FederationSettings, LocalSite
 
+MODEL = Path(embedded.__file__).parent / "weights"
 HOSPITALS = ("st-mary", "riverside", "northfield")
 
 
@@ -48,24 +50,28 @@ def demo_study(model: Path) -> StudySettings:
 
 
 def demo_federation(folder: Path) -> FederationSettings:
-    """Write the hospitals' data below `folder` if it is not there; name it."""
-    data = folder / "data"
-    heldout = data / "heldout.jsonl"
-    if not heldout.exists():
-        embedded.write_hospital_data(data, HOSPITALS)
+    """Write the hospitals' data below `folder` (the same bytes every time) and name it."""
+    demo = embedded.DEMO
+    data = write_hospital_data(
+        folder / "data",
+        HOSPITALS[: demo.hospitals],
+        rows_per_hospital=demo.rows_per_hospital,
+        own_share=demo.own_share,
+        held_out_rows=demo.held_out_rows,
+    )
     sites = {
         name: LocalSite(
-            data=DataSettings(train=(data / name / "train.jsonl",), heldout=(heldout,)),
+            data=DataSettings(train=(train.resolve(),), heldout=(data.held_out.resolve(),)),
             device="cpu",
         )
-        for name in HOSPITALS
+        for name, train in data.train.items()
     }
     return FederationSettings(sites=sites)
 
 
 def write_demo_study(folder: Path) -> tuple[Path, StudySettings]:
     """Write the demo's `study.toml` below `folder`, as an example to change and run again."""
-    study = demo_study(embedded.model_folder())
+    study = demo_study(MODEL)
     path = folder / "demo-study.toml"
     tree = study.model_dump(mode="json", exclude_defaults=True)
     write_atomic(path, tomli_w.dumps(tree).encode())

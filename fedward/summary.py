@@ -1,0 +1,121 @@
+"""Tables for people: nodes, studies, checks, and what a study brought."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from dashboard.views import NodeView, StudyBrief
+from hospital_node.doctor import Check
+
+from .watch import size
+
+
+def nodes_table(nodes: Sequence[NodeView]) -> RenderableType:
+    """Every hospital: is it up, what does its trainer do."""
+    table = Table(title="Hospitals", title_justify="left")
+    for column in ("hospital", "node", "trainer", "study", "clock offset", "refused"):
+        table.add_column(column)
+    for node in nodes:
+        progress = node.progress
+        offset = node.clock_offset_seconds
+        table.add_row(
+            node.site,
+            "revoked" if node.revoked else ("up" if node.up else node.status),
+            str(progress.health.state) if progress else "-",
+            (progress.study_id or "-") if progress else "-",
+            "-" if offset is None else f"{offset:+.1f} s",
+            str(node.refused_requests),
+        )
+    return table
+
+
+def studies_table(studies: Sequence[StudyBrief]) -> RenderableType:
+    """Every study: how far it is and what it costs."""
+    table = Table(title="Studies", title_justify="left")
+    for column in ("study", "state", "round", "accuracy", "up", "down", "verdict"):
+        table.add_column(column)
+    for study in studies:
+        accuracy = study.eval_accuracy
+        table.add_row(
+            study.study_id,
+            str(study.state),
+            f"{study.rounds_done}/{study.rounds_total}",
+            "-" if accuracy is None else f"{accuracy:.1%}",
+            size(study.bytes_up),
+            size(study.bytes_down),
+            study.verdict,
+        )
+    return table
+
+
+def checks_table(checks: Sequence[tuple[str, Check]]) -> RenderableType:
+    """What the doctor found; a hint where something is to be mended."""
+    table = Table()
+    for column in ("hospital", "check", "", "finding"):
+        table.add_column(column)
+    for site, check in checks:
+        mark = "[green]ok[/]" if check.ok else "[red]mend[/]"
+        hint = f"\n[dim]{check.hint}[/]" if check.hint and not check.ok else ""
+        table.add_row(site, check.name, mark, f"{check.sentence}{hint}")
+    return table
+
+
+def report_tables(report: Mapping[str, Any]) -> RenderableType:
+    """The end of a study: accuracies, bytes, seconds, and what went wrong on the way."""
+    parts: list[RenderableType] = [_accuracy(report), _traffic(report), _seconds(report)]
+    if report["faults"]:
+        parts.append(_faults(report))
+    return Group(*parts)
+
+
+def _accuracy(report: Mapping[str, Any]) -> Table:
+    table = Table(title="Held-out accuracy", title_justify="left")
+    table.add_column("adapter")
+    table.add_column("accuracy", justify="right")
+    table.add_column("loss", justify="right")
+    accuracy = report["accuracy"]
+    table.add_row("base model", *_evaluation(accuracy["base"]))
+    for site, alone in accuracy["lone"].items():
+        table.add_row(f"{site} alone, same steps", *_evaluation(alone))
+    table.add_row("[bold]federated[/]", *_evaluation(accuracy["federated"]))
+    return table
+
+
+def _evaluation(numbers: Mapping[str, Any] | None) -> tuple[str, str]:
+    if numbers is None:
+        return "-", "-"
+    return f"{numbers['accuracy']:.1%}", f"{numbers['loss']:.3f}"
+
+
+def _traffic(report: Mapping[str, Any]) -> Table:
+    table = Table(title="Payload bytes", title_justify="left")
+    for column in ("hospital", "up", "down", "rounds"):
+        table.add_column(column, justify="left" if column == "hospital" else "right")
+    for site, numbers in report["sites"].items():
+        table.add_row(
+            site,
+            size(numbers["bytes_up"]),
+            size(numbers["bytes_down"]),
+            f"{numbers['rounds_ok']}/{report['rounds']}",
+        )
+    return table
+
+
+def _seconds(report: Mapping[str, Any]) -> Table:
+    table = Table(title="Seconds a round", title_justify="left")
+    for column in ("", "median"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, value in report["seconds_per_round"].items():
+        table.add_row(name.replace("_", " "), f"{value:.2f}")
+    return table
+
+
+def _faults(report: Mapping[str, Any]) -> Table:
+    table = Table(title="What went wrong on the way", title_justify="left")
+    for column in ("round", "hospital", "what"):
+        table.add_column(column)
+    for fault in report["faults"]:
+        table.add_row(str(fault["round"]), fault["site"] or "aggregator", fault["what"])
+    return table
