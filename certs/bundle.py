@@ -51,6 +51,22 @@ class Study:
     control_plane: str = ""  # URL
     crl_url: str = ""
 
+    def check(self, source: object) -> None:
+        """Refuse an address with spaces or control characters, or no aggregator at all.
+
+        A hospital's screen shows these beside the CA's fingerprint, before anything is believed:
+        they must not be able to paint another fingerprint there.
+
+        Raises:
+            CertError: `bundle-fields`.
+        """
+        for name in ("aggregator", "control_plane", "crl_url"):
+            value: str = getattr(self, name)
+            if len(value) > 300 or any(not "!" <= character <= "~" for character in value):
+                raise refuse("bundle-fields", file=source, why=f"field {name!r} is no address")
+        if not self.aggregator:
+            raise refuse("bundle-fields", file=source, why="field 'aggregator' is empty")
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -120,17 +136,14 @@ def parse_bundle(data: bytes, source: object) -> Bundle:
         made = _x509.parse_stamp(fields["made"])
     except ValueError as error:
         raise refuse("bundle-fields", file=source, why="field 'made' is no time") from error
+    study_key = keys.parse_signing_public(fields["study_key"].encode(), source)
+    study = Study(study_key, fields["aggregator"], fields["control_plane"], fields["crl_url"])
+    study.check(source)
     chain = _pem.parse_certificates(fields["certificate"].encode(), source)
     trust = _pem.parse_certificates(fields["trust"].encode(), source)
     links = _pem.parse_certificates(fields["links"].encode(), source) if fields["links"] else []
     if not _signed_by_issuer(FORM.statement(fields), proof["ca"], chain, trust):
         raise refuse("bundle-proof", file=source)
-    study = Study(
-        keys.parse_signing_public(fields["study_key"].encode(), source),
-        fields["aggregator"],
-        fields["control_plane"],
-        fields["crl_url"],
-    )
     return Bundle(
         site=site,
         made=made,

@@ -153,9 +153,11 @@ def approve(
         now: the time, for tests.
 
     Raises:
-        CertError: `request-*`, `fingerprint*`, `site-*`, `key-of-other-site`; nothing is changed.
+        CertError: `request-*`, `fingerprint*`, `site-*`, `key-of-other-site`, or `bundle-fields`
+            for an address that cannot be one; nothing is changed.
     """
     now = now or utc_now()
+    study.check("the study")
     data = read_limited(request_path)
     request = parse_request(data, request_path, now=now)
     with registry.changing() as sites:

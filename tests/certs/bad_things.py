@@ -854,6 +854,19 @@ def bundle_without_time(b: Bench) -> Act:
     return installing(b, lambda text: text.replace(b'"made": "2', b'"made": "x'))
 
 
+@bad("bundle-fields")
+def bundle_that_paints_a_fingerprint(b: Bench) -> Act:
+    return installing(b, lambda text: json_edit(text, aggregator="a\r\x1b[1ACA: 1234-5678"))
+
+
+@bad("bundle-fields")
+def bundle_without_address(b: Bench) -> Act:
+    study = replace(b.study, aggregator="")
+    ca, path = b.ca(), b.site() / "request.json"
+    digits = enrolment.read_request(path, now=NOW).fingerprint
+    return lambda: approve(ca, path, Registry(b.folder / "none"), study, fingerprint=digits)
+
+
 @bad("bundle-proof")
 def bundle_with_another_address(b: Bench) -> Act:
     return installing(b, lambda text: text.replace(b"fl.example.org", b"fl.evil.example"))
