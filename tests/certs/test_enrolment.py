@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bad_things import Bench, new_bench
 from judges import CLIENT, DAY, NOW, assert_is_leaf, openssl_verifies
+from workbench import Bench, new_bench
 
 from certs import CA, CertError, audit, enrolment, keys
+from certs._pem import read_certificates
 from certs.enrolment import approve, install, make_request, read_request, revoke
 from certs.inspection import check_client_files, check_node_key, check_signing_key
 
@@ -250,7 +251,5 @@ def test_the_certificate_holds_the_coordinators_words(bench: Bench) -> None:
     approval = bench.approving(folder / "request.json")()
     assert isinstance(approval, enrolment.Approval)
     installed = install(bench.write(approval.bundle), folder, now=NOW)
-    from certs._pem import read_certificates
-
     leaf = read_certificates(installed.paths.client.cert)[0]
     assert_is_leaf(leaf, CLIENT, ["fedward://hospital/hospital-a"])

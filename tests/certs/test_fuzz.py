@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bad_things import Bench, new_bench
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from judges import NOW, craft, write_pair
+from workbench import Bench, new_bench
 
 from certs import CertError
 from certs.enrolment import install, read_request

@@ -4,15 +4,22 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import bad_bundles
+import bad_certificates
+import bad_keys
+import bad_requests
 import pytest
-from bad_things import TABLE, Act, Bench, new_bench
 from cryptography import x509
 from judges import CLIENT, DAY, NOW, craft, craft_root, openssl_verifies, write_pair, write_roots
+from workbench import TABLE, Act, Bench, new_bench
 
 from certs import CertError
 from certs.inspection import check_server_files
 from certs.reference import reference
 from certs.sentences import REFUSALS
+
+# Importing these enters their cases in the table.
+CHAPTERS = (bad_keys, bad_certificates, bad_requests, bad_bundles)
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,6 +125,9 @@ def test_a_good_leaf_is_accepted_by_both(tmp_path: Path) -> None:
 def test_the_table_is_long_and_covers_every_sentence() -> None:
     """At least sixty bad things, and each documented sentence is met by one of them."""
     assert len(TABLE) >= 60
+    assert {prepare.__module__ for _, prepare in TABLE} == {
+        chapter.__name__ for chapter in CHAPTERS
+    }
     met = {code for code, _ in TABLE} | {code for code, _ in FAULTS.values()}
     met |= {"cert-wrong-ca", "cert-forged", "cert-path", "cert-expired"}
     assert REFUSALS.keys() == met

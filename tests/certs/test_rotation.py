@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from judges import DAY, NOW
 
-from certs import CA, CertError, audit
+from certs import CA, CertError, audit, leaf
 from certs.inspection import check_ca_file, check_server_files, report_certificate
 from certs.local import FederationPaths, make_federation
 from certs.rotation import (
@@ -38,8 +38,6 @@ def test_the_pair_is_never_half_new(
 ) -> None:
     """Whoever reads `server.pem` during a rotation finds a key and its own certificate."""
     server, seen = paths.aggregator, []
-    from certs import leaf
-
     write = leaf.write_atomic
 
     def looking(path: Path, data: bytes, **options: int) -> None:
