@@ -30,10 +30,9 @@ from .folder import StudyFolder, Verdict
 from .lease import HeldError, Lease
 from .requests import RequestWriter
 from .rounds import missing_round_event
-from .settings import AggregatorSettings, load_aggregator
+from .settings import SETTINGS_VARIABLE, AggregatorSettings, load_aggregator
 from .study import Study
 
-SETTINGS_VARIABLE = "FEDWARD_AGGREGATOR"
 LEASE_SECONDS = 30.0  # a predecessor that was killed lets go at once; one that ends takes a little
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,6 @@
 """Requests to hospitals: what is asked, signed, and packed for Flower."""
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from protocol.envelope import seal
 from protocol.flower_records import pack, payload_record
 from protocol.manifest import AdapterManifest
 from protocol.messages import Payload, Request, Task
+from protocol.schedule import learning_rate
 from protocol.study import StudySettings
 
 from .checkpoint import Vector
@@ -57,6 +57,7 @@ class RequestWriter:
         self, sites: Sequence[str], number: int, downlink: Downlink, *, evaluate: bool
     ) -> list[tuple[Request, Letter]]:
         """One round's work."""
+        rate = learning_rate(self.settings.training, number, self.settings.rounds.count)
         return [
             self._write(
                 site,
@@ -65,7 +66,7 @@ class RequestWriter:
                 downlink,
                 evaluate=evaluate,
                 steps=self.settings.training.steps,
-                learning_rate=learning_rate(self.settings, number),
+                learning_rate=rate,
             )
             for site in sites
         ]
@@ -125,13 +126,3 @@ class RequestWriter:
         envelope = seal(request, data, self.key, context="request")
         records = pack(envelope, payload=downlink.record if downlink else None)
         return request, Letter(site, identity, records, envelope.size)
-
-
-def learning_rate(settings: StudySettings, number: int) -> float:
-    """The peak rate of round `number` (from 1)."""
-    training = settings.training
-    if training.schedule == "constant" or settings.rounds.count == 1:
-        return training.learning_rate
-    done = (number - 1) / (settings.rounds.count - 1)
-    span = training.learning_rate - training.learning_rate_end
-    return training.learning_rate_end + span * (1 + math.cos(math.pi * done)) / 2

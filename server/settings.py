@@ -11,6 +11,8 @@ from pydantic import Field, model_validator
 
 from protocol.settings import Section, load_toml
 
+SETTINGS_VARIABLE = "FEDWARD_AGGREGATOR"  # tells a ServerApp where aggregator.toml is
+
 
 class ListenerSettings(Section):
     """One listening socket."""

@@ -92,6 +92,16 @@ def main() -> int:
     return 0
 
 
+def check_ports(settings: AggregatorSettings) -> None:
+    """Make sure that both ports are free.
+
+    Raises:
+        SettingsError: one is not.
+    """
+    for listener, key in ((settings.fleet, "fleet.port"), (settings.private, "private.port")):
+        _bind(listener, key).close()
+
+
 def _arguments(settings: AggregatorSettings) -> list[str]:
     ensure_secret(settings.superexec_secret)
     return superlink_arguments(
