@@ -98,6 +98,33 @@ class SiteModelSettings(Section):
     cache: Path = Field(default=Path("cache"), description="tokenized data and quantized bases")
 
 
+class RemoteSettings(Section):
+    """Link and trainer on two machines (or in two pods): mutual TLS beside the Unix socket.
+
+    Each side accepts one certificate of the other, not a CA, so nothing else on the network
+    between them can speak to either. Each half reads its own key only.
+    """
+
+    address: str = Field(
+        pattern=r"^[^\s:/]+:\d{1,5}$",
+        description="host:port of the trainer for the link; the trainer listens on that port",
+    )
+    trainer_certificate: Path = Field(description="the trainer's certificate (PEM)")
+    trainer_key: Path = Field(description="its private key (PEM), read by the trainer")
+    link_certificate: Path = Field(description="the link's certificate (PEM)")
+    link_key: Path = Field(description="its private key (PEM), read by the link")
+
+    @property
+    def host(self) -> str:
+        """The trainer's host."""
+        return self.address.rpartition(":")[0]
+
+    @property
+    def port(self) -> int:
+        """The trainer's port."""
+        return int(self.address.rpartition(":")[2])
+
+
 class TrainerSettings(Section):
     """The half with data and no network."""
 
@@ -113,6 +140,9 @@ class TrainerSettings(Section):
     )
     ledger: Path = Field(
         default=Path("ledger.jsonl"), description="the record of everything that left this site"
+    )
+    remote: RemoteSettings | None = Field(
+        default=None, description="how the link reaches a trainer on another machine; none is here"
     )
 
 
@@ -173,6 +203,8 @@ def load_site(path: Path) -> SiteSettings:
         return absolute(inner) if inner is not None else None
 
     state = absolute(site.state)
+    remote = site.trainer.remote
+    keys = {name: absolute(value) for name, value in remote or () if isinstance(value, Path)}
     socket = state / site.trainer.socket
     if len(str(socket)) > 107:  # sockaddr_un.sun_path, less its terminating zero (unix(7))
         raise SettingsError(
@@ -208,6 +240,7 @@ def load_site(path: Path) -> SiteSettings:
                     "socket": socket,
                     "signing_key": absolute(site.trainer.signing_key),
                     "ledger": state / site.trainer.ledger,
+                    "remote": remote and remote.model_copy(update=keys),
                 }
             ),
         }

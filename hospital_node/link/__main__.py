@@ -26,7 +26,7 @@ from protocol.files import write_atomic
 from protocol.flower import environment, superexec_arguments, supernode_arguments
 from protocol.site import SiteSettings, load_site
 
-from .client_app import SOCKET_VARIABLE
+from .client_app import variables
 from .report import Reporter
 from .runtime_tls import write_loopback_certificate
 
@@ -63,7 +63,7 @@ class Link:
         self.executor = Child(
             "executor",
             self._executor_command,
-            environment(self.folder / "executor", {SOCKET_VARIABLE: str(site.trainer.socket)}),
+            environment(self.folder / "executor", variables(site.trainer)),
         )
 
     def _through_forwarder(self, site_file: Path) -> tuple[Child, SiteSettings]:

@@ -11,15 +11,17 @@ from pathlib import Path
 
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
-from protocol.flower_records import pack, unpack
 
 from protocol.errors import ProtocolError
 from protocol.flower import ERROR_PREFIX
+from protocol.flower_records import pack, unpack
+from protocol.site import RemoteSettings, TrainerSettings
 from protocol.states import Reason
 
-from .trainer_client import TrainerUnreachableError, exchange
+from .trainer_client import TrainerUnreachableError, Where, exchange, trainer_of
 
 SOCKET_VARIABLE = "FEDWARD_TRAINER_SOCKET"
+REMOTE_VARIABLE = "FEDWARD_TRAINER_REMOTE"  # in its stead: JSON; paths and an address, no secret
 
 _CLIENT_APP_ERROR = 2  # flwr's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
@@ -27,11 +29,26 @@ log = logging.getLogger("fedward.link")
 app = ClientApp()
 
 
+def variables(settings: TrainerSettings) -> dict[str, str]:
+    """What a ClientApp finds in its environment to reach the trainer."""
+    where = trainer_of(settings)
+    if isinstance(where, RemoteSettings):
+        return {REMOTE_VARIABLE: where.model_dump_json()}
+    return {SOCKET_VARIABLE: str(where)}
+
+
+def _trainer() -> Where:
+    remote = os.environ.get(REMOTE_VARIABLE)
+    if remote is not None:
+        return RemoteSettings.model_validate_json(remote)
+    return Path(os.environ[SOCKET_VARIABLE])
+
+
 def answer(message: Message) -> Message:
     """Pass `message` to the trainer; a Flower error with a reason code if that cannot be done."""
     try:
         request = unpack(message.content)
-        reply = exchange(Path(os.environ[SOCKET_VARIABLE]), request)
+        reply = exchange(_trainer(), request)
         return Message(pack(reply), reply_to=message)
     except ProtocolError as error:
         return _refuse(message, Reason.MALFORMED, error)

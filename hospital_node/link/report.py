@@ -8,7 +8,6 @@ more.
 import logging
 import ssl
 import threading
-from pathlib import Path
 
 import httpx
 
@@ -17,7 +16,7 @@ from protocol.envelope import Envelope
 from protocol.framing import Kind, frame
 from protocol.site import SiteSettings
 
-from .trainer_client import status
+from .trainer_client import status, trainer_of
 
 log = logging.getLogger("fedward.link")
 
@@ -27,7 +26,7 @@ class Reporter(threading.Thread):
 
     def __init__(self, site: SiteSettings) -> None:
         super().__init__(name="reporter", daemon=True)
-        self._socket: Path = site.trainer.socket
+        self._trainer = trainer_of(site.trainer)
         self._every = site.link.report_seconds
         self._url = f"https://{site.aggregator.address}{SITE_PROGRESS}"
         context = ssl.create_default_context(cafile=str(site.aggregator.ca_certificate))
@@ -38,7 +37,7 @@ class Reporter(threading.Thread):
     def run(self) -> None:
         """Report until stopped; say a trouble once, not every two seconds."""
         while not self._ended.wait(self._every):
-            progress = status(self._socket)
+            progress = status(self._trainer)
             trouble = "the trainer does not answer" if progress is None else self._post(progress)
             if trouble != self._told:
                 log.warning("progress report: %s", trouble or "works again")

@@ -1,4 +1,6 @@
-"""The trainer's Unix socket: private from its first moment, one thread a connection.
+"""Where the trainer listens: a Unix socket, private from its first moment; one thread a connection.
+
+With `trainer.remote` it listens on a TCP port too, for one peer: the holder of the link's key.
 
 A socket file that a killed trainer left behind is removed only when nobody answers on it.
 """
@@ -13,7 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from protocol.errors import FedwardError
+from protocol.errors import FedwardError, SettingsError
+from protocol.pinned import accept
+from protocol.site import RemoteSettings
 
 log = logging.getLogger("fedward.trainer")
 
@@ -27,32 +31,11 @@ class SocketError(FedwardError):
     """The socket cannot be made."""
 
 
-class Listener:
-    """A listening socket of mode 0600."""
+class _Accepting:
+    """A listening socket whose connections are served by a thread each."""
 
-    def __init__(self, path: Path) -> None:
-        """Bind `path`.
-
-        Raises:
-            SocketError: another trainer answers there, something else is there, or the folder
-                cannot be written.
-        """
-        self.path = path
-        _remove_stale(path)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # The mode is right when the name appears, not a moment later.
-        before = os.umask(0o177)
-        try:
-            self._socket.bind(str(path))
-            self._inode = path.stat().st_ino
-            self._socket.listen(_MAX_CONNECTIONS)
-        except OSError as error:
-            self._socket.close()
-            raise SocketError(
-                f"trainer.socket = {path}: cannot listen there: {error.strerror or error}"
-            ) from error
-        finally:
-            os.umask(before)
+    def __init__(self, listening: socket.socket) -> None:
+        self._socket = listening
         self._slots = threading.BoundedSemaphore(_MAX_CONNECTIONS)
 
     def start(self, handle: Callable[[socket.socket], None]) -> None:
@@ -60,11 +43,16 @@ class Listener:
         threading.Thread(target=self._accept, args=(handle,), name="listener", daemon=True).start()
 
     def close(self) -> None:
-        """Stop accepting and remove the socket file, if it is still this one."""
-        with contextlib.suppress(OSError):
-            if self.path.stat().st_ino == self._inode:
-                self.path.unlink()
+        """Stop accepting."""
         self._socket.close()
+
+    def secured(self, stream: socket.socket) -> socket.socket:
+        """The connection once it is known who is there.
+
+        Raises:
+            OSError: it is not who should be there.
+        """
+        return stream
 
     def _accept(self, handle: Callable[[socket.socket], None]) -> None:
         while True:
@@ -82,11 +70,81 @@ class Listener:
 
     def _serve(self, stream: socket.socket, handle: Callable[[socket.socket], None]) -> None:
         try:
-            with stream:
-                stream.settimeout(_STALLED_SECONDS)
-                handle(stream)
+            with self.secured(stream) as peer:
+                peer.settimeout(_STALLED_SECONDS)
+                handle(peer)
+        except (OSError, SettingsError) as error:
+            log.warning("a connection is refused: %s", error)
         finally:
             self._slots.release()
+
+
+class Listener(_Accepting):
+    """A listening socket of mode 0600."""
+
+    def __init__(self, path: Path) -> None:
+        """Bind `path`.
+
+        Raises:
+            SocketError: another trainer answers there, something else is there, or the folder
+                cannot be written.
+        """
+        self.path = path
+        _remove_stale(path)
+        super().__init__(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        # The mode is right when the name appears, not a moment later.
+        before = os.umask(0o177)
+        try:
+            self._socket.bind(str(path))
+            self._inode = path.stat().st_ino
+            self._socket.listen(_MAX_CONNECTIONS)
+        except OSError as error:
+            self._socket.close()
+            raise SocketError(
+                f"trainer.socket = {path}: cannot listen there: {error.strerror or error}"
+            ) from error
+        finally:
+            os.umask(before)
+
+    def close(self) -> None:
+        """Stop accepting and remove the socket file, if it is still this one."""
+        with contextlib.suppress(OSError):
+            if self.path.stat().st_ino == self._inode:
+                self.path.unlink()
+        super().close()
+
+
+class RemoteListener(_Accepting):
+    """A TCP port for a link in another pod; whoever is not that link gets no byte."""
+
+    def __init__(self, settings: RemoteSettings) -> None:
+        """Bind the port on every address: in a pod there is one, and a policy guards it.
+
+        Raises:
+            SocketError: the port cannot be had.
+        """
+        self._settings = settings
+        try:
+            super().__init__(
+                socket.create_server(
+                    ("", settings.port), family=socket.AF_INET, backlog=_MAX_CONNECTIONS
+                )
+            )
+        except OSError as error:
+            raise SocketError(
+                f"trainer.remote.address = {settings.address!r}: cannot listen on port "
+                f"{settings.port}: {error.strerror or error}"
+            ) from error
+
+    def secured(self, stream: socket.socket) -> socket.socket:
+        """The connection once its peer has shown the link's certificate and key."""
+        settings = self._settings
+        return accept(
+            stream,
+            certificate=settings.trainer_certificate,
+            key=settings.trainer_key,
+            peer=settings.link_certificate,
+        )
 
 
 def _remove_stale(path: Path) -> None:

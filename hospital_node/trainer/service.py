@@ -33,7 +33,7 @@ from .environment import quiet_libraries
 from .errors import Cancelled, Refusal
 from .health import HealthReader
 from .inbox import Inbox, Job, refusal
-from .listener import Listener
+from .listener import Listener, RemoteListener
 
 if TYPE_CHECKING:
     from .tasks import Tasks
@@ -69,7 +69,9 @@ class Service:
         self._stop = threading.Event()
         self._failure: FedwardError | None = None
         self._worker = threading.Thread(target=self._work, name="worker", daemon=True)
-        self._listener = Listener(site.trainer.socket)
+        self._listeners: list[Listener | RemoteListener] = [Listener(site.trainer.socket)]
+        if site.trainer.remote is not None:
+            self._listeners.append(RemoteListener(site.trainer.remote))
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT.
@@ -80,10 +82,12 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
         self._worker.start()
-        self._listener.start(self._connection)
+        for listener in self._listeners:
+            listener.start(self._connection)
         log.info("%s: listening on %s", self.site.name, self.site.trainer.socket)
         self._stop.wait()
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         self._inbox.cancel_all()
         self._worker.join(_STOP_SECONDS if self._failure is None else 0.0)
         # A worker inside a long step is left where it is: files are written whole or not at all,
