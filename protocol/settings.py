@@ -53,7 +53,7 @@ def parse(tree: dict[str, Any], model: type[Model], *, source: str) -> Model:
 
 def _sentence(item: Any, model: type[BaseModel]) -> str:
     keys = [part for part in item["loc"] if part != "function-after"]
-    key = ".".join(str(part) for part in keys) or "the file"
+    key = ".".join(str(part) for part in keys)
     kind, value = item["type"], item.get("input")
     if kind == "extra_forbidden":
         return f"{key}: unknown key{_did_you_mean(keys, model)}"
@@ -61,7 +61,7 @@ def _sentence(item: Any, model: type[BaseModel]) -> str:
         return f"{key}: missing{_meaning(keys, model)}"
     message = str(item["msg"]).removeprefix("Value error, ")
     if isinstance(value, dict):
-        return f"{key}: {message}"
+        return f"{key}: {message}" if key else message
     return f"{key} = {value!r}: {message}{_meaning(keys, model)}"
 
 
