@@ -5,12 +5,12 @@ import json
 from dataclasses import replace
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from judges import DAY, NOW
-from workbench import Act, Bench, bad, installing, json_edit, resigned, rogue_bundle
 
 from certs import CA, audit, enrolment, keys, rotation
 from certs.enrolment import approve, install, make_request
 from certs.registry import Registry
+from tests.certs.judges import DAY, NOW
+from tests.certs.workbench import Act, Bench, bad, installing, json_edit, resigned, rogue_bundle
 
 
 @bad("bundle-garbage")

@@ -5,8 +5,6 @@ from dataclasses import replace
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from judges import DAY, NOW, craft, craft_root, openssl, write_roots
-from workbench import Act, Bench, bad, below, client, crl, openssl_leaf
 
 from certs import _x509, keys
 from certs.inspection import (
@@ -14,6 +12,8 @@ from certs.inspection import (
     check_client_files,
     check_server_files,
 )
+from tests.certs.judges import DAY, NOW, craft, craft_root, openssl, write_roots
+from tests.certs.workbench import Act, Bench, bad, below, client, crl, openssl_leaf
 
 
 @bad("cert-der")

@@ -4,8 +4,6 @@ import os
 import subprocess
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from judges import NOW, craft, write_pair
-from workbench import Act, Bench, bad, node, weak_rsa
 
 from certs import keys
 from certs.enrolment import install
@@ -15,6 +13,8 @@ from certs.inspection import (
     check_signing_key,
 )
 from certs.local import make_federation
+from tests.certs.judges import NOW, craft, write_pair
+from tests.certs.workbench import Act, Bench, bad, node, weak_rsa
 
 
 @bad("file-missing")

@@ -7,12 +7,12 @@ import os
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
-from judges import NOW
-from workbench import Act, Bench, asking, bad, edited, revoked, weak_rsa
 
 from certs import CA, _x509, enrolment, keys, request
 from certs.enrolment import make_request
 from certs.local import make_federation
+from tests.certs.judges import NOW
+from tests.certs.workbench import Act, Bench, asking, bad, edited, revoked, weak_rsa
 
 for _name in (
     "", "A", "st mary", "hospital_a", "-a", "a-", "a" * 64, "../etc", "a/b", "a\\b", "a\n",

@@ -77,7 +77,7 @@ def assert_is_leaf(
 def with_key_ids(certificate: x509.Certificate) -> None:
     """Subject and authority key identifiers are there, and the serial is long and random."""
     own = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    assert own == x509.SubjectKeyIdentifier.from_public_key(certificate.public_key())  # type: ignore[arg-type]
+    assert own == x509.SubjectKeyIdentifier.from_public_key(certificate.public_key())
     certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
     assert 64 < certificate.serial_number.bit_length() < 160
 

@@ -7,9 +7,17 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from judges import CLIENT, DAY, NOW, SERVER, assert_is_ca, assert_is_leaf, openssl_verifies
 
 from certs import CA, CertError, Role, _x509, keys
+from tests.certs.judges import (
+    CLIENT,
+    DAY,
+    NOW,
+    SERVER,
+    assert_is_ca,
+    assert_is_leaf,
+    openssl_verifies,
+)
 
 NAMES = ["fl.example.org", "10.0.0.7", "::1"]
 

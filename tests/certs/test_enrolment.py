@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from judges import CLIENT, DAY, NOW, assert_is_leaf, openssl_verifies
-from workbench import Bench, new_bench
 
 from certs import CA, CertError, audit, enrolment, keys
 from certs._pem import read_certificates
 from certs.enrolment import approve, install, make_request, read_request, revoke
 from certs.inspection import check_client_files, check_node_key, check_signing_key
+from tests.certs.judges import CLIENT, DAY, NOW, assert_is_leaf, openssl_verifies
+from tests.certs.workbench import Bench, new_bench
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def test_an_interrupted_first_request_is_completed(
 ) -> None:
     """A crash after the first key leaves a folder in which asking again works."""
     monkeypatch.setattr(
-        enrolment.keys, "write_signing_key", lambda *_: (_ for _ in ()).throw(OSError("power"))
+        keys, "write_signing_key", lambda *_: (_ for _ in ()).throw(OSError("power"))
     )
     with pytest.raises(OSError, match="power"):
         bench.site()

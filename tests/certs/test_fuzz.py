@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from judges import NOW, craft, write_pair
-from workbench import Bench, new_bench
 
 from certs import CertError
 from certs.enrolment import install, read_request
 from certs.inspection import check_node_key, check_server_files, check_signing_key
+from tests.certs.judges import NOW, craft, write_pair
+from tests.certs.workbench import Bench, new_bench
 
 ROUNDS = 150  # 5000 of each were run when this was written
 

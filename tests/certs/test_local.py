@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-from judges import DAY, NOW, openssl_verifies
 
 from certs import CA, CertError, enrolment, keys
 from certs.inspection import (
@@ -18,6 +17,7 @@ from certs.inspection import (
 from certs.local import FederationPaths, make_federation
 from certs.names import Role
 from certs.registry import Registry
+from tests.certs.judges import DAY, NOW, openssl_verifies
 
 SITES = ["hospital-a", "hospital-b", "hospital-c"]
 

@@ -4,19 +4,25 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import bad_bundles
-import bad_certificates
-import bad_keys
-import bad_requests
 import pytest
 from cryptography import x509
-from judges import CLIENT, DAY, NOW, craft, craft_root, openssl_verifies, write_pair, write_roots
-from workbench import TABLE, Act, Bench, new_bench
 
 from certs import CertError
 from certs.inspection import check_server_files
 from certs.reference import reference
 from certs.sentences import REFUSALS
+from tests.certs import bad_bundles, bad_certificates, bad_keys, bad_requests
+from tests.certs.judges import (
+    CLIENT,
+    DAY,
+    NOW,
+    craft,
+    craft_root,
+    openssl_verifies,
+    write_pair,
+    write_roots,
+)
+from tests.certs.workbench import TABLE, Act, Bench, new_bench
 
 # Importing these enters their cases in the table.
 CHAPTERS = (bad_keys, bad_certificates, bad_requests, bad_bundles)

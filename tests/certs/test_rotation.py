@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from judges import DAY, NOW
 
 from certs import CA, CertError, audit, leaf
+from certs.files import write_atomic
 from certs.inspection import check_ca_file, check_server_files, report_certificate
 from certs.local import FederationPaths, make_federation
 from certs.rotation import (
@@ -15,6 +15,7 @@ from certs.rotation import (
     rotate_client,
     rotate_server,
 )
+from tests.certs.judges import DAY, NOW
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_the_pair_is_never_half_new(
 ) -> None:
     """Whoever reads `server.pem` during a rotation finds a key and its own certificate."""
     server, seen = paths.aggregator, []
-    write = leaf.write_atomic
+    write = write_atomic
 
     def looking(path: Path, data: bytes, **options: int) -> None:
         seen.append(check_server_files(server.pair, server.pair, server.ca, now=NOW).serial)

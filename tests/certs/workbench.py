@@ -14,7 +14,6 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
-from judges import CLIENT, DAY, NOW, Crafted, craft, craft_root, openssl, write_pair, write_roots
 
 from certs import CA, _x509, enrolment, keys
 from certs._documents import Form
@@ -27,6 +26,17 @@ from certs.inspection import (
     check_server_files,
 )
 from certs.registry import Registry
+from tests.certs.judges import (
+    CLIENT,
+    DAY,
+    NOW,
+    Crafted,
+    craft,
+    craft_root,
+    openssl,
+    write_pair,
+    write_roots,
+)
 
 Act = Callable[[], object]
 
