@@ -133,7 +133,8 @@ def curves(session: Session, study_id: str, *, site: str | None, points: int) ->
     """Columns for charts, of all sites together or of one."""
     known = must_study(session, study_id)
     # Every n-th round counted back from the newest, so that the newest is always among them.
-    stride = max(1, -(-known.round // points))
+    newest = known.round if site is not None else known.rounds_done
+    stride = max(1, -(-newest // points))
     table: Any = Round if site is None else SiteRound
     query = (
         select(
@@ -145,10 +146,12 @@ def curves(session: Session, study_id: str, *, site: str | None, points: int) ->
             table.bytes_down,
             table.seconds,
         )
-        .where(table.study_id == study_id, (known.round - table.round) % stride == 0)
+        .where(table.study_id == study_id, (newest - table.round) % stride == 0)
         .order_by(table.round)
     )
-    if site is not None:
+    if site is None:
+        query = query.where(Round.finished_at.is_not(None))  # a running round's sums mislead
+    else:
         query = query.where(SiteRound.site == site, SiteRound.task == "train")
     columns = list(zip(*session.execute(query).all(), strict=True)) or [()] * 7
     names = list(views.Curves.model_fields)

@@ -77,7 +77,7 @@ function studyTable() {
       { head: "Study", cell: (study, td) => linkCell(td, `/studies/${study.study_id}`, study.study_id) },
       { head: "State", cell: (study, td) => pillCell(td, study.state, format.STATE_TONE[study.state]) },
       { head: "Rounds", cell: (study, td) => barCell(td, study.rounds_total ? study.rounds_done / study.rounds_total : 0, `${study.rounds_done}/${study.rounds_total}`, "Rounds done") },
-      { head: "Loss", number: true, cell: (study) => format.loss(study.eval_loss) },
+      { head: "Loss", number: true, minor: true, cell: (study) => format.loss(study.eval_loss) },
       { head: "Accuracy", number: true, cell: (study) => format.percent(study.eval_accuracy) },
       { head: "Payload", number: true, minor: true, cell: (study) => format.bytes(study.bytes_up + study.bytes_down) },
       { head: "Submitted", minor: true, cell: (study) => format.when(study.submitted_at) },
@@ -221,7 +221,7 @@ export function hospitalPage(site, study) {
   });
   const log = eventLog();
   const against = h("p", { className: "muted" });
-  const element = h("div", {}, h("h1", {}, `Hospital ${site}`), section("Health", figures.element), section("GPUs", gpus.element), section("Against the rest", against, charts.element), section("Events", log.element));
+  const element = h("div", {}, h("h1", {}, `Hospital ${site}`), section("Health", h("div", { className: "card" }, figures.element)), section("GPUs", gpus.element), section("Against the rest", against, charts.element), section("Events", log.element));
 
   function health() {
     const node = state.nodes.get(site);

@@ -85,7 +85,8 @@ export function nodeTable() {
     columns: [
       { head: "Hospital", cell: (node, td) => linkCell(td, `/hospitals/${node.site}`, node.site) },
       { head: "Node", cell: (node, td) => pillCell(td, ...nodeWord(node)) },
-      { head: "Trainer", cell: (node) => trainerWord(node) },
+      { head: "Last word", number: true, cell: (node) => format.ago(Math.max(node.last_report_at ?? 0, node.last_pull_at ?? 0, node.last_heartbeat_at ?? 0)) },
+      { head: "Trainer", minor: true, cell: (node) => trainerWord(node) },
       {
         head: "This round",
         cell: (node, td) => {
@@ -99,8 +100,8 @@ export function nodeTable() {
       { head: "GPU", minor: true, cell: (node) => gpuWord(node.progress?.health) },
       { head: "Disk free", number: true, minor: true, cell: (node) => (node.progress?.health.disk_total_bytes ? format.bytes(node.progress.health.disk_free_bytes) : "–") },
       { head: "Clock", number: true, minor: true, cell: (node) => clockWord(node) },
-      { head: "On the wire", number: true, minor: true, cell: (node) => `${format.bytes(node.wire_bytes_in)} up, ${format.bytes(node.wire_bytes_out)} down` },
-      { head: "Last word", number: true, cell: (node) => format.ago(Math.max(node.last_report_at ?? 0, node.last_pull_at ?? 0, node.last_heartbeat_at ?? 0)) },
+      { head: "Wire up", number: true, minor: true, cell: (node) => format.bytes(node.wire_bytes_in) },
+      { head: "Wire down", number: true, minor: true, cell: (node) => format.bytes(node.wire_bytes_out) },
     ],
   });
   let shown = [];
