@@ -1,0 +1,1 @@
+"""Grafana dashboards as code: `panels` says how, a module a dashboard what; `generate` writes."""

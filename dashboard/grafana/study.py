@@ -1,0 +1,110 @@
+"""A study's curves, or several studies side by side."""
+
+from typing import Final
+
+from .common import BAD, CHOOSE_STUDY, FAULTS, ROUND_ENDS, STUDY_FILTER
+from .panels import Dashboard, Panel, Row, now, query
+
+STUDY: Final = Dashboard(
+    uid="fedward-study",
+    title="fedward / Study",
+    help="A study's curves, or several studies side by side.",
+    variables=(CHOOSE_STUDY,),
+    annotations=(ROUND_ENDS, FAULTS),
+    rows=(
+        Row(
+            "Curves",
+            (
+                Panel(
+                    "Held-out loss",
+                    (query(f"fedward_evaluation_loss{{{STUDY_FILTER}}}", "{{study}}"),),
+                ),
+                Panel(
+                    "Held-out accuracy",
+                    (query(f"fedward_evaluation_accuracy_ratio{{{STUDY_FILTER}}}", "{{study}}"),),
+                    unit="percentunit",
+                ),
+                Panel(
+                    "Training loss", (query(f"fedward_train_loss{{{STUDY_FILTER}}}", "{{study}}"),)
+                ),
+            ),
+            height=9,
+        ),
+        Row(
+            "Spread over hospitals",
+            (
+                Panel(
+                    "Held-out loss: best, middle, worst",
+                    tuple(
+                        query(
+                            f"quantile by (study) ({share}, "
+                            f"fedward_site_evaluation_loss{{{STUDY_FILTER}}})",
+                            "{{study}} " + word,
+                        )
+                        for share, word in ((0, "best"), (0.5, "middle"), (1, "worst"))
+                    ),
+                ),
+                Panel(
+                    "Norm of the aggregated change",
+                    (query(f"fedward_update_norm{{{STUDY_FILTER}}}", "{{study}}"),),
+                ),
+                Panel(
+                    "Round duration",
+                    (
+                        query(
+                            f"sum by (le) (increase("
+                            f"fedward_round_duration_seconds_bucket{{{STUDY_FILTER}}}[5m]))",
+                            "{{le}}",
+                        ),
+                    ),
+                    kind="heatmap",
+                    unit="s",
+                ),
+            ),
+        ),
+        Row(
+            "Comparison",
+            (
+                Panel(
+                    "Studies",
+                    (
+                        now(f"fedward_study_round{{{STUDY_FILTER}}}"),
+                        now(f"fedward_evaluation_loss{{{STUDY_FILTER}}}"),
+                        now(f"fedward_evaluation_accuracy_ratio{{{STUDY_FILTER}}}"),
+                        now(f"sum by (study) (fedward_site_payload_bytes_total{{{STUDY_FILTER}}})"),
+                        now(f"sum by (study) (fedward_study_flower_bytes{{{STUDY_FILTER}}})"),
+                    ),
+                    kind="table",
+                    help="Round, loss, accuracy, payload bytes, Flower's own bytes.",
+                ),
+                Panel(
+                    "Rounds by result",
+                    (
+                        query(
+                            f"increase(fedward_rounds_total{{{STUDY_FILTER}}}[1h])",
+                            "{{study}} {{result}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    "Interruptions",
+                    (now(f"fedward_study_interruptions_total{{{STUDY_FILTER}}}", "{{study}}"),),
+                    kind="stat",
+                    steps=BAD,
+                ),
+                Panel(
+                    "Newest event",
+                    (
+                        now(
+                            f"time() - fedward_study_last_event_timestamp_seconds{{{STUDY_FILTER}}}",
+                            "{{study}}",
+                        ),
+                    ),
+                    kind="stat",
+                    unit="s",
+                ),
+            ),
+            height=7,
+        ),
+    ),
+)
