@@ -42,14 +42,24 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the study that the run's configuration names."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    _log_ours()
     path = os.environ.get(SETTINGS_VARIABLE)
     if not path:
         raise SettingsError(f"{SETTINGS_VARIABLE} is not set: it must name aggregator.toml")
     settings = load_aggregator(Path(path))
     study_id = str(context.run_config["study-id"])
     run_study(grid, settings, study_id, flower_run_id=str(context.run_id))
+
+
+def _log_ours() -> None:
+    """Our own lines to standard output, which Flower keeps; its own logger stays as it is."""
+    ours = logging.getLogger(__package__)
+    if not ours.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+        ours.addHandler(handler)
+        ours.setLevel(logging.INFO)
+        ours.propagate = False
 
 
 def run_study(

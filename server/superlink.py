@@ -80,6 +80,7 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("flwr").propagate = False  # it has a handler; ours would add its debug lines
     try:
         settings = load_aggregator(arguments.settings)
         settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -11,7 +11,7 @@ from protocol.errors import FedwardError
 
 log = logging.getLogger(__name__)
 
-MAX_BACKOFF = 30.0
+MAX_BACKOFF = 3.0  # everything asked is on this machine, or is ours and near
 
 
 class Worker(threading.Thread):

@@ -336,21 +336,33 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture
-def hospitals(federation: FederationPaths, registry: Path) -> dict[str, Hospital]:
-    """Three truthful hospitals with the federation's keys."""
+@pytest.fixture(scope="session")
+def make_hospitals(
+    federation: FederationPaths, registry: Path
+) -> Callable[[], dict[str, Hospital]]:
+    """Makes three truthful hospitals with the federation's keys."""
     enrolled = load_registry(registry).sites
-    rng = np.random.default_rng(7)
-    return {
-        name: Hospital(
-            name=name,
-            node_id=number,
-            node_key=node_key_bytes(enrolled[name]),
-            key=load_signing_key(federation.sites[name].signing_key),
-            target=rng.standard_normal(MANIFEST.numel).astype(np.float32) * np.float32(0.3) + 0.5,
-        )
-        for number, name in enumerate(SITES, start=11)
-    }
+
+    def make() -> dict[str, Hospital]:
+        rng = np.random.default_rng(7)
+        return {
+            name: Hospital(
+                name=name,
+                node_id=number,
+                node_key=node_key_bytes(enrolled[name]),
+                key=load_signing_key(federation.sites[name].signing_key),
+                target=rng.normal(0.5, 0.3, MANIFEST.numel).astype(np.float32),
+            )
+            for number, name in enumerate(SITES, start=11)
+        }
+
+    return make
+
+
+@pytest.fixture
+def hospitals(make_hospitals: Callable[[], dict[str, Hospital]]) -> dict[str, Hospital]:
+    """Three truthful hospitals."""
+    return make_hospitals()
 
 
 @pytest.fixture
