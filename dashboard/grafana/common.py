@@ -2,9 +2,9 @@
 
 from typing import Final
 
-STUDY_FILTER: Final = 'study=~"$study"'
-SITE_FILTER: Final = 'site=~"$site"'
-BOTH: Final = f"{STUDY_FILTER},{SITE_FILTER}"
+OF_STUDY: Final = 'study=~"$study"'
+OF_SITE: Final = 'site=~"$site"'
+BOTH: Final = f"{OF_STUDY},{OF_SITE}"
 BAD: Final = ((None, "green"), (1.0, "red"))
 
 CHOOSE_STUDY: Final = ("study", "fedward_study_state")
@@ -12,7 +12,7 @@ CHOOSE_SITE: Final = ("site", "fedward_node_revoked")
 
 ROUND_ENDS: Final = (
     "round ended",
-    f"increase(fedward_rounds_total{{{STUDY_FILTER}}}[20s]) > 0",
+    f"increase(fedward_rounds_total{{{OF_STUDY}}}[20s]) > 0",
     "blue",
 )
 FAULTS: Final = ("alert", 'ALERTS{alertstate="firing",alertname=~"Fedward.*"}', "red")

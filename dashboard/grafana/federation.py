@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from .common import CHOOSE_STUDY, FAULTS, ROUND_ENDS, STUDY_FILTER
+from .common import CHOOSE_STUDY, FAULTS, OF_STUDY, ROUND_ENDS
 from .panels import Dashboard, Panel, Row, now, query
 
 FEDERATION: Final = Dashboard(
@@ -17,29 +17,27 @@ FEDERATION: Final = Dashboard(
             (
                 Panel(
                     "Study",
-                    (now(f"fedward_study_state{{{STUDY_FILTER}}} == 1", "{{study}}: {{state}}"),),
+                    (now(f"fedward_study_state{{{OF_STUDY}}} == 1", "{{study}}: {{state}}"),),
                     kind="stat",
                     link="fedward-study",
                 ),
                 Panel(
                     "Round",
                     (
-                        now(f"fedward_study_round{{{STUDY_FILTER}}}", "{{study}}"),
-                        now(
-                            f"fedward_study_planned_rounds{{{STUDY_FILTER}}}", "{{study}}, planned"
-                        ),
+                        now(f"fedward_study_round{{{OF_STUDY}}}", "{{study}}"),
+                        now(f"fedward_study_planned_rounds{{{OF_STUDY}}}", "{{study}}, planned"),
                     ),
                     kind="stat",
                 ),
                 Panel(
                     "A round runs",
-                    (now(f"fedward_round_running{{{STUDY_FILTER}}}", "{{study}}"),),
+                    (now(f"fedward_round_running{{{OF_STUDY}}}", "{{study}}"),),
                     kind="stat",
                     words=((0, "between rounds", "text"), (1, "running", "green")),
                 ),
                 Panel(
                     "Time left",
-                    (now(f"fedward_study_remaining_seconds{{{STUDY_FILTER}}}", "{{study}}"),),
+                    (now(f"fedward_study_remaining_seconds{{{OF_STUDY}}}", "{{study}}"),),
                     kind="stat",
                     unit="s",
                     help="Rounds left times the mean of the last ten.",
@@ -48,8 +46,8 @@ FEDERATION: Final = Dashboard(
                     "To the deadline",
                     (
                         now(
-                            f"(fedward_round_deadline_timestamp_seconds{{{STUDY_FILTER}}} - time())"
-                            f" and fedward_round_running{{{STUDY_FILTER}}} == 1",
+                            f"(fedward_round_deadline_timestamp_seconds{{{OF_STUDY}}} - time())"
+                            f" and fedward_round_running{{{OF_STUDY}}} == 1",
                             "{{study}}",
                         ),
                     ),
@@ -82,7 +80,7 @@ FEDERATION: Final = Dashboard(
                 ),
                 Panel(
                     "Hospitals by outcome",
-                    (query(f"fedward_round_sites{{{STUDY_FILTER}}}", "{{outcome}}"),),
+                    (query(f"fedward_round_sites{{{OF_STUDY}}}", "{{outcome}}"),),
                     stacked=True,
                     minimum=0,
                 ),
@@ -90,10 +88,10 @@ FEDERATION: Final = Dashboard(
                     "Enough hospitals",
                     (
                         query(
-                            f'fedward_round_sites{{{STUDY_FILTER},outcome=~"ok|pending"}}',
+                            f'fedward_round_sites{{{OF_STUDY},outcome=~"ok|pending"}}',
                             "{{outcome}}",
                         ),
-                        query(f"fedward_study_minimum_sites{{{STUDY_FILTER}}}", "needed"),
+                        query(f"fedward_study_minimum_sites{{{OF_STUDY}}}", "needed"),
                     ),
                     minimum=0,
                 ),
@@ -107,12 +105,12 @@ FEDERATION: Final = Dashboard(
                     (
                         query(
                             "histogram_quantile(0.5, sum by (le, study) (rate("
-                            f"fedward_round_duration_seconds_bucket{{{STUDY_FILTER}}}[15m])))",
+                            f"fedward_round_duration_seconds_bucket{{{OF_STUDY}}}[15m])))",
                             "{{study}}, median",
                         ),
                         query(
                             "histogram_quantile(0.95, sum by (le, study) (rate("
-                            f"fedward_round_duration_seconds_bucket{{{STUDY_FILTER}}}[15m])))",
+                            f"fedward_round_duration_seconds_bucket{{{OF_STUDY}}}[15m])))",
                             "{{study}}, 95 %",
                         ),
                     ),
@@ -123,9 +121,9 @@ FEDERATION: Final = Dashboard(
                     (
                         query(
                             "sum by (phase) (rate("
-                            f"fedward_phase_duration_seconds_sum{{{STUDY_FILTER}}}[15m])) / "
+                            f"fedward_phase_duration_seconds_sum{{{OF_STUDY}}}[15m])) / "
                             "sum by (phase) (rate("
-                            f"fedward_phase_duration_seconds_count{{{STUDY_FILTER}}}[15m]))",
+                            f"fedward_phase_duration_seconds_count{{{OF_STUDY}}}[15m]))",
                             "{{phase}}",
                         ),
                     ),
@@ -137,8 +135,8 @@ FEDERATION: Final = Dashboard(
                     "Age of the running round",
                     (
                         query(
-                            f"(time() - fedward_round_started_timestamp_seconds{{{STUDY_FILTER}}})"
-                            f" * fedward_round_running{{{STUDY_FILTER}}}",
+                            f"(time() - fedward_round_started_timestamp_seconds{{{OF_STUDY}}})"
+                            f" * fedward_round_running{{{OF_STUDY}}}",
                             "{{study}}",
                         ),
                     ),
@@ -155,7 +153,7 @@ FEDERATION: Final = Dashboard(
                     (
                         query(
                             "sum by (direction) (rate("
-                            f"fedward_site_payload_bytes_total{{{STUDY_FILTER}}}[5m]))",
+                            f"fedward_site_payload_bytes_total{{{OF_STUDY}}}[5m]))",
                             "{{direction}}",
                         ),
                     ),
@@ -178,7 +176,7 @@ FEDERATION: Final = Dashboard(
                     (
                         query(
                             "sum by (codec) (increase("
-                            f"fedward_site_payload_bytes_total{{{STUDY_FILTER}}}[1h]))",
+                            f"fedward_site_payload_bytes_total{{{OF_STUDY}}}[1h]))",
                             "{{codec}}",
                         ),
                     ),
@@ -190,9 +188,9 @@ FEDERATION: Final = Dashboard(
                     (
                         query(
                             "sum by (direction) (increase("
-                            f"fedward_site_payload_bytes_total{{{STUDY_FILTER}}}[1h])) / "
+                            f"fedward_site_payload_bytes_total{{{OF_STUDY}}}[1h])) / "
                             "sum by (direction) (increase("
-                            f"fedward_site_raw_bytes_total{{{STUDY_FILTER}}}[1h]))",
+                            f"fedward_site_raw_bytes_total{{{OF_STUDY}}}[1h]))",
                             "{{direction}}",
                         ),
                     ),

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from .common import BOTH, CHOOSE_SITE, CHOOSE_STUDY, FAULTS, ROUND_ENDS, SITE_FILTER, STUDY_FILTER
+from .common import BOTH, CHOOSE_SITE, CHOOSE_STUDY, FAULTS, OF_SITE, OF_STUDY, ROUND_ENDS
 from .panels import Dashboard, Panel, Row, now, query
 
 HOSPITAL: Final = Dashboard(
@@ -17,34 +17,34 @@ HOSPITAL: Final = Dashboard(
             (
                 Panel(
                     "Node",
-                    (now(f"fedward_node_up{{{SITE_FILTER}}}", "{{site}}"),),
+                    (now(f"fedward_node_up{{{OF_SITE}}}", "{{site}}"),),
                     kind="stat",
                     words=((0, "down", "red"), (1, "up", "green")),
                     link="fedward-hospital",
                 ),
                 Panel(
                     "Flower says",
-                    (now(f"fedward_node_status{{{SITE_FILTER}}} == 1", "{{site}}: {{status}}"),),
+                    (now(f"fedward_node_status{{{OF_SITE}}} == 1", "{{site}}: {{status}}"),),
                     kind="stat",
                 ),
                 Panel(
                     "Trainer",
-                    (now(f"fedward_trainer_state{{{SITE_FILTER}}} == 1", "{{site}}: {{state}}"),),
+                    (now(f"fedward_trainer_state{{{OF_SITE}}} == 1", "{{site}}: {{state}}"),),
                     kind="stat",
                 ),
                 Panel(
                     "Last word",
                     (
                         now(
-                            f"time() - fedward_node_last_report_timestamp_seconds{{{SITE_FILTER}}}",
+                            f"time() - fedward_node_last_report_timestamp_seconds{{{OF_SITE}}}",
                             "{{site}}, report",
                         ),
                         now(
-                            f"time() - fedward_node_last_pull_timestamp_seconds{{{SITE_FILTER}}}",
+                            f"time() - fedward_node_last_pull_timestamp_seconds{{{OF_SITE}}}",
                             "{{site}}, pull",
                         ),
                         now(
-                            f"time() - fedward_node_last_heartbeat_timestamp_seconds{{{SITE_FILTER}}}",
+                            f"time() - fedward_node_last_heartbeat_timestamp_seconds{{{OF_SITE}}}",
                             "{{site}}, heartbeat",
                         ),
                     ),
@@ -54,7 +54,7 @@ HOSPITAL: Final = Dashboard(
                 ),
                 Panel(
                     "Clock",
-                    (now(f"fedward_node_clock_offset_seconds{{{SITE_FILTER}}}", "{{site}}"),),
+                    (now(f"fedward_node_clock_offset_seconds{{{OF_SITE}}}", "{{site}}"),),
                     kind="stat",
                     unit="s",
                     steps=((None, "red"), (-3.0, "green"), (3.0, "red")),
@@ -63,7 +63,8 @@ HOSPITAL: Final = Dashboard(
                     "Trainer up for",
                     (
                         now(
-                            f"time() - (fedward_trainer_started_timestamp_seconds{{{SITE_FILTER}}} > 0)",
+                            "time() - "
+                            f"(fedward_trainer_started_timestamp_seconds{{{OF_SITE}}} > 0)",
                             "{{site}}",
                         ),
                     ),
@@ -80,8 +81,8 @@ HOSPITAL: Final = Dashboard(
                     "Memory",
                     (
                         query(
-                            f"fedward_gpu_memory_used_bytes{{{SITE_FILTER}}} / "
-                            f"fedward_gpu_memory_size_bytes{{{SITE_FILTER}}}",
+                            f"fedward_gpu_memory_used_bytes{{{OF_SITE}}} / "
+                            f"fedward_gpu_memory_size_bytes{{{OF_SITE}}}",
                             "{{site}} GPU {{gpu}}",
                         ),
                     ),
@@ -94,7 +95,7 @@ HOSPITAL: Final = Dashboard(
                     "In use",
                     (
                         query(
-                            f"fedward_gpu_utilisation_ratio{{{SITE_FILTER}}}",
+                            f"fedward_gpu_utilisation_ratio{{{OF_SITE}}}",
                             "{{site}} GPU {{gpu}}",
                         ),
                     ),
@@ -106,7 +107,7 @@ HOSPITAL: Final = Dashboard(
                     "Temperature",
                     (
                         query(
-                            f"fedward_gpu_temperature_celsius{{{SITE_FILTER}}}",
+                            f"fedward_gpu_temperature_celsius{{{OF_SITE}}}",
                             "{{site}} GPU {{gpu}}",
                         ),
                     ),
@@ -115,7 +116,7 @@ HOSPITAL: Final = Dashboard(
                 ),
                 Panel(
                     "GPUs seen",
-                    (query(f"fedward_node_gpus{{{SITE_FILTER}}}", "{{site}}"),),
+                    (query(f"fedward_node_gpus{{{OF_SITE}}}", "{{site}}"),),
                     minimum=0,
                 ),
             ),
@@ -125,7 +126,7 @@ HOSPITAL: Final = Dashboard(
             (
                 Panel(
                     "Processor",
-                    (query(f"fedward_node_cpu_ratio{{{SITE_FILTER}}}", "{{site}}"),),
+                    (query(f"fedward_node_cpu_ratio{{{OF_SITE}}}", "{{site}}"),),
                     unit="percentunit",
                     minimum=0,
                     maximum=1,
@@ -133,8 +134,8 @@ HOSPITAL: Final = Dashboard(
                 Panel(
                     "Memory",
                     (
-                        query(f"fedward_node_memory_used_bytes{{{SITE_FILTER}}}", "{{site}}, used"),
-                        query(f"fedward_node_memory_size_bytes{{{SITE_FILTER}}}", "{{site}}, all"),
+                        query(f"fedward_node_memory_used_bytes{{{OF_SITE}}}", "{{site}}, used"),
+                        query(f"fedward_node_memory_size_bytes{{{OF_SITE}}}", "{{site}}, all"),
                     ),
                     unit="bytes",
                     minimum=0,
@@ -143,8 +144,8 @@ HOSPITAL: Final = Dashboard(
                     "Disk free",
                     (
                         query(
-                            f"fedward_node_disk_free_bytes{{{SITE_FILTER}}} / "
-                            f"fedward_node_disk_size_bytes{{{SITE_FILTER}}}",
+                            f"fedward_node_disk_free_bytes{{{OF_SITE}}} / "
+                            f"fedward_node_disk_size_bytes{{{OF_SITE}}}",
                             "{{site}}",
                         ),
                     ),
@@ -156,10 +157,10 @@ HOSPITAL: Final = Dashboard(
                     "Trainer restarts and base model loads",
                     (
                         query(
-                            f"increase(fedward_trainer_restarts_total{{{SITE_FILTER}}}[1h])",
+                            f"increase(fedward_trainer_restarts_total{{{OF_SITE}}}[1h])",
                             "{{site}}, restarts in 1 h",
                         ),
-                        query(f"fedward_trainer_base_loads{{{SITE_FILTER}}}", "{{site}}, loads"),
+                        query(f"fedward_trainer_base_loads{{{OF_SITE}}}", "{{site}}, loads"),
                     ),
                     minimum=0,
                 ),
@@ -170,7 +171,7 @@ HOSPITAL: Final = Dashboard(
             (
                 Panel(
                     "Tokens per second",
-                    (query(f"fedward_site_tokens_per_second{{{SITE_FILTER}}}", "{{site}}"),),
+                    (query(f"fedward_site_tokens_per_second{{{OF_SITE}}}", "{{site}}"),),
                     minimum=0,
                 ),
                 Panel(
@@ -215,7 +216,7 @@ HOSPITAL: Final = Dashboard(
                     "On the wire",
                     (
                         query(
-                            f"rate(fedward_site_wire_bytes_total{{{SITE_FILTER}}}[5m])",
+                            f"rate(fedward_site_wire_bytes_total{{{OF_SITE}}}[5m])",
                             "{{site}} {{direction}}",
                         ),
                     ),
@@ -236,14 +237,14 @@ HOSPITAL: Final = Dashboard(
                     "Held-out loss",
                     (
                         query(f"fedward_site_evaluation_loss{{{BOTH}}}", "{{site}}"),
-                        query(f"fedward_evaluation_loss{{{STUDY_FILTER}}}", "all"),
+                        query(f"fedward_evaluation_loss{{{OF_STUDY}}}", "all"),
                     ),
                 ),
                 Panel(
                     "Held-out accuracy",
                     (
                         query(f"fedward_site_evaluation_accuracy_ratio{{{BOTH}}}", "{{site}}"),
-                        query(f"fedward_evaluation_accuracy_ratio{{{STUDY_FILTER}}}", "all"),
+                        query(f"fedward_evaluation_accuracy_ratio{{{OF_STUDY}}}", "all"),
                     ),
                     unit="percentunit",
                 ),
@@ -251,14 +252,14 @@ HOSPITAL: Final = Dashboard(
                     "Training loss",
                     (
                         query(f"fedward_site_train_loss{{{BOTH}}}", "{{site}}"),
-                        query(f"fedward_train_loss{{{STUDY_FILTER}}}", "all"),
+                        query(f"fedward_train_loss{{{OF_STUDY}}}", "all"),
                     ),
                 ),
                 Panel(
                     "Norm of the change",
                     (
                         query(f"fedward_site_update_norm{{{BOTH}}}", "{{site}}"),
-                        query(f"fedward_update_norm{{{STUDY_FILTER}}}", "all"),
+                        query(f"fedward_update_norm{{{OF_STUDY}}}", "all"),
                     ),
                 ),
             ),

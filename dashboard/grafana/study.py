@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from .common import BAD, CHOOSE_STUDY, FAULTS, ROUND_ENDS, STUDY_FILTER
+from .common import BAD, CHOOSE_STUDY, FAULTS, OF_STUDY, ROUND_ENDS
 from .panels import Dashboard, Panel, Row, now, query
 
 STUDY: Final = Dashboard(
@@ -17,16 +17,14 @@ STUDY: Final = Dashboard(
             (
                 Panel(
                     "Held-out loss",
-                    (query(f"fedward_evaluation_loss{{{STUDY_FILTER}}}", "{{study}}"),),
+                    (query(f"fedward_evaluation_loss{{{OF_STUDY}}}", "{{study}}"),),
                 ),
                 Panel(
                     "Held-out accuracy",
-                    (query(f"fedward_evaluation_accuracy_ratio{{{STUDY_FILTER}}}", "{{study}}"),),
+                    (query(f"fedward_evaluation_accuracy_ratio{{{OF_STUDY}}}", "{{study}}"),),
                     unit="percentunit",
                 ),
-                Panel(
-                    "Training loss", (query(f"fedward_train_loss{{{STUDY_FILTER}}}", "{{study}}"),)
-                ),
+                Panel("Training loss", (query(f"fedward_train_loss{{{OF_STUDY}}}", "{{study}}"),)),
             ),
             height=9,
         ),
@@ -38,7 +36,7 @@ STUDY: Final = Dashboard(
                     tuple(
                         query(
                             f"quantile by (study) ({share}, "
-                            f"fedward_site_evaluation_loss{{{STUDY_FILTER}}})",
+                            f"fedward_site_evaluation_loss{{{OF_STUDY}}})",
                             "{{study}} " + word,
                         )
                         for share, word in ((0, "best"), (0.5, "middle"), (1, "worst"))
@@ -46,14 +44,14 @@ STUDY: Final = Dashboard(
                 ),
                 Panel(
                     "Norm of the aggregated change",
-                    (query(f"fedward_update_norm{{{STUDY_FILTER}}}", "{{study}}"),),
+                    (query(f"fedward_update_norm{{{OF_STUDY}}}", "{{study}}"),),
                 ),
                 Panel(
                     "Round duration",
                     (
                         query(
                             f"sum by (le) (increase("
-                            f"fedward_round_duration_seconds_bucket{{{STUDY_FILTER}}}[5m]))",
+                            f"fedward_round_duration_seconds_bucket{{{OF_STUDY}}}[5m]))",
                             "{{le}}",
                         ),
                     ),
@@ -68,11 +66,11 @@ STUDY: Final = Dashboard(
                 Panel(
                     "Studies",
                     (
-                        now(f"fedward_study_round{{{STUDY_FILTER}}}"),
-                        now(f"fedward_evaluation_loss{{{STUDY_FILTER}}}"),
-                        now(f"fedward_evaluation_accuracy_ratio{{{STUDY_FILTER}}}"),
-                        now(f"sum by (study) (fedward_site_payload_bytes_total{{{STUDY_FILTER}}})"),
-                        now(f"sum by (study) (fedward_study_flower_bytes{{{STUDY_FILTER}}})"),
+                        now(f"fedward_study_round{{{OF_STUDY}}}"),
+                        now(f"fedward_evaluation_loss{{{OF_STUDY}}}"),
+                        now(f"fedward_evaluation_accuracy_ratio{{{OF_STUDY}}}"),
+                        now(f"sum by (study) (fedward_site_payload_bytes_total{{{OF_STUDY}}})"),
+                        now(f"sum by (study) (fedward_study_flower_bytes{{{OF_STUDY}}})"),
                     ),
                     kind="table",
                     help="Round, loss, accuracy, payload bytes, Flower's own bytes.",
@@ -81,14 +79,14 @@ STUDY: Final = Dashboard(
                     "Rounds by result",
                     (
                         query(
-                            f"increase(fedward_rounds_total{{{STUDY_FILTER}}}[1h])",
+                            f"increase(fedward_rounds_total{{{OF_STUDY}}}[1h])",
                             "{{study}} {{result}}",
                         ),
                     ),
                 ),
                 Panel(
                     "Interruptions",
-                    (now(f"fedward_study_interruptions_total{{{STUDY_FILTER}}}", "{{study}}"),),
+                    (now(f"fedward_study_interruptions_total{{{OF_STUDY}}}", "{{study}}"),),
                     kind="stat",
                     steps=BAD,
                 ),
@@ -96,7 +94,7 @@ STUDY: Final = Dashboard(
                     "Newest event",
                     (
                         now(
-                            f"time() - fedward_study_last_event_timestamp_seconds{{{STUDY_FILTER}}}",
+                            f"time() - fedward_study_last_event_timestamp_seconds{{{OF_STUDY}}}",
                             "{{study}}",
                         ),
                     ),
