@@ -29,9 +29,10 @@ from .errors import Refusal
 
 log = logging.getLogger("fedward.trainer")
 
-# Replies kept whole, for a link that asks again: each may hold an adapter (320 MiB for an 8B
-# model's all-linear rank 32), and a site works on one study at a time, two at most.
-_KEPT_REPLIES: Final = 2
+# Replies kept whole, for a link or an aggregator that asks again. One may hold an adapter (320 MiB
+# for an 8B model's all-linear rank 32); the newest is kept whatever its size.
+_KEPT_REPLIES: Final = 16
+_KEPT_BYTES: Final = 1 << 30
 _KEPT_IDS: Final = 100_000
 
 
@@ -44,6 +45,7 @@ class Job:
     digest: str  # SHA-256 (hex) of the signed header
     received: float = field(default_factory=time.monotonic)
     cancel: threading.Event = field(default_factory=threading.Event)
+    done: bool = False  # the reply carries a result, not a reason
     future: "Future[Envelope]" = field(default_factory=Future)
 
 
@@ -109,14 +111,20 @@ class Inbox:
             return job
 
     def finished(self, job: Job) -> None:
-        """The job's future is set: keep the reply for a link that asks again."""
+        """The job's future is set: keep the reply, if the work was done, for who asks again.
+
+        A failure is not kept: whoever asks again may have freed memory or mended a file.
+        """
         with self._lock:
             self._live.pop(job.request.request_id, None)
             job.payload = b""
-            if job.future.exception() is None:
-                self._answered[job.request.request_id] = job
-                while len(self._answered) > _KEPT_REPLIES:
-                    self._answered.popitem(last=False)
+            if not job.done:
+                return
+            kept = self._answered
+            kept[job.request.request_id] = job
+            size = sum(other.future.result().size for other in kept.values())
+            while len(kept) > 1 and (len(kept) > _KEPT_REPLIES or size > _KEPT_BYTES):
+                size -= kept.popitem(last=False)[1].future.result().size
 
     def cancel_all(self) -> None:
         """Tell all work to stop."""
@@ -149,12 +157,8 @@ class Inbox:
             raise Refusal(Reason.WRONG_ROUND, "a site is prepared in round 0")
         if request.task is Task.TRAIN and request.steps < 1:
             raise Refusal(Reason.MALFORMED, "a train request without steps")
-        needs_adapter = request.task in {Task.TRAIN, Task.EVALUATE}
-        if needs_adapter != (request.payload is not None):
-            raise Refusal(
-                Reason.MALFORMED,
-                f"a {request.task} request {'without' if needs_adapter else 'with'} an adapter",
-            )
+        if request.task in {Task.TRAIN, Task.EVALUATE} and request.payload is None:
+            raise Refusal(Reason.MALFORMED, f"a {request.task} request without an adapter")
 
     def _known(self, request: Request, digest: str) -> Job | None:
         """The job of a request that came before, if its answer is still to be had."""
@@ -166,12 +170,12 @@ class Inbox:
         return self._live.get(request.request_id) or self._answered.get(request.request_id)
 
     def _supersede(self, request: Request) -> None:
-        """A newer request to prepare or train replaces the training of the same study.
+        """A newer request to train replaces the training of the same study.
 
-        The aggregator asks one site one such thing at a time: when it asks the next, it has given
-        up on the last (its deadline passed, or it was restarted).
+        The aggregator asks one site for one round at a time: when it asks for the next, or for
+        this one from another adapter, it has given up on the last.
         """
-        if request.task not in {Task.PREPARE, Task.TRAIN}:
+        if request.task is not Task.TRAIN:
             return
         for job in self._live.values():
             if job.request.study_id == request.study_id and job.request.task is Task.TRAIN:

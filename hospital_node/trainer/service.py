@@ -190,7 +190,11 @@ class Service:
             if job.cancel.is_set():
                 raise Cancelled
             answer = tasks.answer(job.request, job.payload, queue, job.cancel)
-            return self._outbound.release(answer.reply, answer.update, request_digest=job.digest)
+            envelope = self._outbound.release(
+                answer.reply, answer.update, request_digest=job.digest
+            )
+            job.done = True
+            return envelope
         except LedgerError:
             raise
         except Exception as error:
