@@ -18,6 +18,8 @@ from certs.errors import CertError
 from protocol.errors import FedwardError
 from protocol.states import StudyState
 from protocol.study import StudySettings, load_study
+from server.report import report as build_report
+from server.report import write_report
 
 from . import demo as demo_module
 from . import launcher, summary, watch
@@ -203,7 +205,6 @@ def doctor(
     Exit code 0 if everything is in order, 1 if a check failed.
     """
     from hospital_node.doctor import run_checks
-
     from protocol.site import load_site
 
     if site is not None:
@@ -283,8 +284,8 @@ def _watch(plane: ControlPlane, study_id: str, as_json: bool, federation: Federa
     except KeyboardInterrupt:
         err.print(f"\n{study_id} goes on; `fedward stop {study_id}` stops it")
         raise
-    report = summary.report(plane.events(study_id))
-    file = summary.write_report(federation.layout, study_id, report)
+    events = plane.events(study_id)
+    file, report = write_report(federation.layout.folder, events), build_report(events)
     if as_json:
         _print_json(report)
     else:

@@ -74,19 +74,16 @@ def _accuracy(report: Mapping[str, Any]) -> Table:
     table = Table(title="Held-out accuracy", title_justify="left")
     table.add_column("adapter")
     table.add_column("accuracy", justify="right")
-    table.add_column("loss", justify="right")
     accuracy = report["accuracy"]
-    table.add_row("base model", *_evaluation(accuracy["base"]))
+    table.add_row("base model", _percent(accuracy["base"]))
     for site, alone in accuracy["lone"].items():
-        table.add_row(f"{site} alone, same steps", *_evaluation(alone))
-    table.add_row("[bold]federated[/]", *_evaluation(accuracy["federated"]))
+        table.add_row(f"{site} alone, same steps", _percent(alone))
+    table.add_row("[bold]federated[/]", f"[bold]{_percent(accuracy['federated'])}[/]")
     return table
 
 
-def _evaluation(numbers: Mapping[str, Any] | None) -> tuple[str, str]:
-    if numbers is None:
-        return "-", "-"
-    return f"{numbers['accuracy']:.1%}", f"{numbers['loss']:.3f}"
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def _traffic(report: Mapping[str, Any]) -> Table:
@@ -94,28 +91,31 @@ def _traffic(report: Mapping[str, Any]) -> Table:
     for column in ("hospital", "up", "down", "rounds"):
         table.add_column(column, justify="left" if column == "hospital" else "right")
     for site, numbers in report["sites"].items():
+        done = numbers["rounds"].get("ok", 0)
         table.add_row(
             site,
-            size(numbers["bytes_up"]),
-            size(numbers["bytes_down"]),
-            f"{numbers['rounds_ok']}/{report['rounds']}",
+            size(numbers["bytes"]["up"]),
+            size(numbers["bytes"]["down"]),
+            f"{done}/{len(report['rounds'])}",
         )
     return table
 
 
 def _seconds(report: Mapping[str, Any]) -> Table:
     table = Table(title="Seconds a round", title_justify="left")
-    for column in ("", "median"):
-        table.add_column(column, justify="left" if not column else "right")
-    for name, value in report["seconds_per_round"].items():
-        table.add_row(name.replace("_", " "), f"{value:.2f}")
+    table.add_column("part")
+    table.add_column("mean", justify="right")
+    names = {"total": "all", "training": "training and evaluation", "other": "everything else"}
+    for key, value in report["seconds_per_round"].items():
+        table.add_row(names.get(key, key), f"{value:.2f}")
     return table
 
 
 def _faults(report: Mapping[str, Any]) -> Table:
     table = Table(title="What went wrong on the way", title_justify="left")
-    for column in ("round", "hospital", "what"):
+    for column in ("round", "where", "what", "cause"):
         table.add_column(column)
     for fault in report["faults"]:
-        table.add_row(str(fault["round"]), fault["site"] or "aggregator", fault["what"])
+        where = fault.get("site", "aggregator")
+        table.add_row(str(fault["round"]), where, fault["what"], fault["cause"])
     return table

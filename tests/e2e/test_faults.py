@@ -8,8 +8,8 @@ import pytest
 import tomli_w
 
 from fedward.demo import MODEL
-from fedward.summary import report
 from protocol.states import TrainerState
+from server.report import report
 
 from .conftest import Running, fedward, kill
 
@@ -84,6 +84,5 @@ def test_a_study_survives_the_death_of_each_of_its_processes(
     running.wait("the end of the study", lambda: plane.study(study_id).state.ended, seconds=300)
     result = report(plane.events(study_id))
     assert result["state"] == "finished", result["verdict"]
-    assert result["rounds"] == STUDY["rounds"]["count"]  # type: ignore[index]
-    told = " ".join(fault["what"] for fault in result["faults"])
-    assert "interrupted" in told
+    assert len(result["rounds"]) == 7
+    assert "interrupted" in {fault["what"] for fault in result["faults"]}
