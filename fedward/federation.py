@@ -25,6 +25,7 @@ import tomli_w
 from pydantic import Field
 
 import certs.local
+from dashboard.tokens import Tokens
 from protocol.files import write_atomic
 from protocol.registry import EnrolledSite, Registry
 from protocol.settings import Section, load_toml
@@ -155,6 +156,7 @@ def prepare(folder: Path, settings: FederationSettings) -> Federation:
     for part in (layout.aggregator, layout.control_plane, layout.logs):
         part.mkdir(parents=True, exist_ok=True)
     layout.folder.chmod(0o700)
+    Tokens(layout.tokens)  # made here, so that no part has to wait for the control plane's start
     names = tuple(settings.sites)
     paths = certs.local.make_federation(layout.certs, names)
     ports = _ports(layout)
