@@ -187,12 +187,20 @@ class Tasks:
         evaluation = self._measure(ready, request.settings, clock, check)
         return Answer(self._reply(request, clock, evaluation=evaluation))
 
-    def _lone(self, request: Request, _: bytes, clock: _Clock, check: Callable[[], None]) -> Answer:
-        """Train without the others: same first adapter, rows, steps, rates and fresh optimizers."""
+    def _lone(
+        self, request: Request, payload: bytes, clock: _Clock, check: Callable[[], None]
+    ) -> Answer:
+        """Train without the others: same first adapter, rows, steps, rates and fresh optimizers.
+
+        The first adapter is the one that came, or, where none came, drawn here from the seed.
+        """
         ready = self._ready(request.settings, clock)
         settings, rounds = request.settings, request.settings.rounds.count
-        first = initial(ready.adapter.manifest, settings.seed)
-        ready.adapter.load(first)
+        if request.payload is not None:
+            first = self._receive(ready, request, payload, clock)
+        else:
+            first = initial(ready.adapter.manifest, settings.seed)
+            ready.adapter.load(first)
         steps = min(settings.training.steps, self.site.limits.max_steps)
         self._board.enter(TrainerState.TRAINING, steps * rounds)
         total, on_step = Done(), self._on_step(check)
