@@ -8,6 +8,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from protocol.control import API
@@ -98,7 +99,8 @@ class _Everywhere:
             message = await receive()
             received += len(message.get("body", b""))
             if received > MAX_BODY_BYTES:
-                raise _too_large()
+                # FastAPI lets this class through; any other becomes a 400 of its own.
+                raise HTTPException(413, _too_large().detail)
             return message
 
         await self._app(scope, bounded, answer)

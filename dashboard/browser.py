@@ -2,16 +2,16 @@
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Body, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from protocol.control import API
 
-from . import views
+from . import examples, views
 from .access import COOKIE, SAFE_METHODS, Principal, address_of
 from .depends import Reader, ThePlane
 from .plane import Plane
@@ -28,7 +28,10 @@ assert "POST" not in SAFE_METHODS  # log-in and log-out below are changes
 
 @router.post(SESSION, tags=["log-in"], responses=documented(400, 401, 403, 413, 422, 429))
 def log_in(
-    form: views.LogIn, request: Request, response: Response, plane: ThePlane
+    form: Annotated[views.LogIn, Body(openapi_examples=examples.LOG_IN)],
+    request: Request,
+    response: Response,
+    plane: ThePlane,
 ) -> views.SessionView:
     """Trade a token for a session cookie, in a browser."""
     # A JSON body cannot come from another site's form; this also stops one that could send it.

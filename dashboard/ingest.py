@@ -20,7 +20,7 @@ from protocol.errors import ProtocolError
 from protocol.events import Event
 from protocol.study import StudySettings
 
-from . import reading
+from . import examples, reading
 from .depends import Aggregator, ThePlane
 from .plane import Plane, store_nodes
 from .problems import Problem, documented
@@ -33,7 +33,9 @@ MAX_BATCH = 5_000
 
 @router.post(INGEST_EVENTS, tags=["aggregator"], responses=documented(400, 401, 403, 409, 413, 422))
 def ingest_events(
-    events: Annotated[list[Event], Body(max_length=MAX_BATCH)], plane: ThePlane, _by: Aggregator
+    events: Annotated[list[Event], Body(max_length=MAX_BATCH, openapi_examples=examples.EVENTS)],
+    plane: ThePlane,
+    _by: Aggregator,
 ) -> Stored:
     """Keep events: each (study_id, seq) once, none after a hole."""
     plane.hear_aggregator()
@@ -49,7 +51,9 @@ def ingest_events(
 
 @router.post(INGEST_NODES, tags=["aggregator"], responses=documented(400, 401, 403, 413, 422))
 def ingest_nodes(
-    snapshots: Annotated[list[NodeSnapshot], Body(max_length=MAX_BATCH)],
+    snapshots: Annotated[
+        list[NodeSnapshot], Body(max_length=MAX_BATCH, openapi_examples=examples.NODES)
+    ],
     plane: ThePlane,
     _by: Aggregator,
 ) -> Stored:

@@ -4,7 +4,7 @@ import secrets
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Body, Query, Request
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -14,7 +14,7 @@ from protocol.registry import Registry
 from protocol.states import StudyState
 from protocol.study import Name, StudyId, StudySettings
 
-from . import reading, views
+from . import examples, reading, views
 from .access import address_of
 from .depends import Coordinator, Limit, Reader, StudyCursor, ThePlane
 from .models import StoredCommand
@@ -27,7 +27,12 @@ _READ = documented(401, 403, 404, 422)
 
 
 @router.post(STUDIES, status_code=201, responses=documented(400, 401, 403, 413, 422))
-def submit(submission: Submission, request: Request, plane: ThePlane, by: Coordinator) -> Submitted:
+def submit(
+    submission: Annotated[Submission, Body(openapi_examples=examples.SUBMISSION)],
+    request: Request,
+    plane: ThePlane,
+    by: Coordinator,
+) -> Submitted:
     """Queue a study; the supervisor starts it."""
     settings = submission.settings
     _check_sites(settings, plane.enrolled.registry())
