@@ -76,16 +76,15 @@ class RequestWriter:
         last = self.settings.rounds.count
         return [self._write(site, Task.EVALUATE, last, downlink) for site in sites]
 
-    def lone(self, sites: Sequence[str]) -> list[tuple[Request, Letter]]:
-        """Train from the first adapter, which each trainer makes from the study's seed, for as
-        many steps as the study had, and measure."""
+    def lone(self, sites: Sequence[str], downlink: Downlink) -> list[tuple[Request, Letter]]:
+        """Train from the first adapter for as many steps as the study had, and measure."""
         rounds, training = self.settings.rounds, self.settings.training
         return [
             self._write(
                 site,
                 Task.LONE,
                 rounds.count,
-                None,
+                downlink,
                 steps=rounds.count * training.steps,
                 learning_rate=training.learning_rate,
             )

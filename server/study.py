@@ -48,7 +48,7 @@ class Study:
             self._give_up_after_failures(now)
         self._evaluate(now)
         if self.context.settings.evaluation.lone_baseline:
-            self._lone()
+            self._lone(now)
         self._write_adapter(now)
         return Verdict(state=StudyState.FINISHED, rounds=now.round, verdict=self._words(now.round))
 
@@ -90,10 +90,11 @@ class Study:
                 bytes_down=answer.letter.size * (1 + answer.resent),
             )
 
-    def _lone(self) -> None:
+    def _lone(self, now: Checkpoint) -> None:
         context, rounds = self.context, self.context.settings.rounds
+        downlink = encode_downlink(context.settings.codec.down, now.initial, now.manifest)
         done = {event.site for event in context.folder.events if isinstance(event, LoneEvaluated)}
-        written = context.writer.lone(self._sites_but(done))
+        written = context.writer.lone(self._sites_but(done), downlink)
         for answer, received in self._ask(written, rounds.deadline_seconds * rounds.count):
             context.journal.append(
                 LoneEvaluated,
