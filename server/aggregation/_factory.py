@@ -102,11 +102,7 @@ class _Stepped:
         self._combiner.add(update)
 
     def finish(self) -> Aggregate:
-        delta, info = self._combiner.combine()
-        for part in self._frozen:
-            delta[part] = 0.0
-        adapter, state = step(
-            self._settings, self._reference, delta, self._state, frozen=self._frozen
-        )
-        norm = {"update_norm": l2_norm(adapter, self._reference), "delta_norm": l2_norm(delta)}
+        adapter, info = self._combiner.combine()  # the mean change; step makes it the adapter
+        state = step(self._settings, self._reference, adapter, self._state, frozen=self._frozen)
+        norm = {"update_norm": l2_norm(adapter, self._reference)}
         return Aggregate(adapter, self._combiner.intake.info() | norm | info, state)

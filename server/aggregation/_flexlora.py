@@ -2,8 +2,8 @@
 
 Averaging A and B apart gives (Σ p B)(Σ p A), which is not Σ p B A. FlexLoRA (Bai et al., arXiv
 2402.11505) takes the product itself and truncates its singular value decomposition to rank r; sites
-of different ranks need nothing more. Here the decomposition goes through QR of the stacked factors
-(see `_lora.decompose`).
+of different ranks need nothing more. Here the decomposition goes through the stacked factors (see
+`_lora.decompose`) and never forms the product.
 
 Memory: the factors of up to `stack_sites` sites. When more come, the stack is compressed to rank
 (stack_sites / 2) r and the rest of it is dropped, so memory stops growing with the number of sites;

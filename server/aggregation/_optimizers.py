@@ -40,44 +40,44 @@ def step(
     state: ServerState,
     *,
     frozen: Sequence[slice] = (),
-) -> tuple[Vector, ServerState]:
-    """The next adapter (float32 [n]) and the state after it.
+) -> ServerState:
+    """Turn `delta` (float32 [n]) into the next adapter, in place; return the state after it.
 
-    Values in `frozen` stay as they are, and so do their moments: momentum must not move the LoRA
-    factor that did not train.
+    In place because memory that was never touched costs more than the arithmetic: the kernel hands
+    it out a page at a time. Values in `frozen` stay as they are, and so do their moments: momentum
+    must not move the LoRA factor that did not train.
     """
-    moved = reference.copy()
-    strategy = settings.strategy
-    if strategy == "fedavgm":
-        after = _momentum(settings, moved, delta, state)
-    elif strategy in _SECOND_MOMENT:
-        after = _adaptive(settings, moved, delta, state)
+    if settings.strategy == "fedavgm":
+        after = _momentum(settings, reference, delta, state)
+    elif settings.strategy in _SECOND_MOMENT:
+        after = _adaptive(settings, reference, delta, state)
     else:
         after = state
-        for part in _chunks(delta.size):
-            moved[part] += settings.step * delta[part].astype(np.float64)
+        if settings.step != 1.0:
+            delta *= np.float32(settings.step)
+        delta += reference
     for part in frozen:
-        moved[part] = reference[part]
+        delta[part] = reference[part]
     for name, vector in after.vectors.items() if frozen else ():
         before = state.vector(name, delta.size, fill=_initial(settings, name))
         for part in frozen:
             vector[part] = before[part]
-    return moved, after
+    return after
 
 
 def _momentum(
-    settings: AggregationSettings, moved: Vector, delta: Vector, state: ServerState
+    settings: AggregationSettings, reference: Vector, delta: Vector, state: ServerState
 ) -> ServerState:
     momentum = state.vector("m", delta.size).copy()
     for part in _chunks(delta.size):
         m = settings.momentum * momentum[part].astype(np.float64) + delta[part]
         momentum[part] = m
-        moved[part] += settings.step * m
+        delta[part] = reference[part] + settings.step * m
     return ServerState(settings.strategy, {"m": momentum})
 
 
 def _adaptive(
-    settings: AggregationSettings, moved: Vector, delta: Vector, state: ServerState
+    settings: AggregationSettings, reference: Vector, delta: Vector, state: ServerState
 ) -> ServerState:
     first = state.vector("m", delta.size).copy()
     second = state.vector("v", delta.size, fill=_initial(settings, "v")).copy()
@@ -87,7 +87,7 @@ def _adaptive(
         m = settings.beta1 * first[part].astype(np.float64) + (1 - settings.beta1) * d
         v = rule(second[part].astype(np.float64), d * d, settings.beta2)
         first[part], second[part] = m, v
-        moved[part] += settings.step * m / (np.sqrt(v) + settings.tau)
+        delta[part] = reference[part] + settings.step * m / (np.sqrt(v) + settings.tau)
     return ServerState(settings.strategy, {"m": first, "v": second})
 
 

@@ -73,11 +73,11 @@ class Scaffold:
 
     def finish(self) -> Aggregate:
         """See `Aggregator`; `info["control_norm"]` is the L2 norm of c."""
-        delta, _ = self._mean.combine()
+        adapter, _ = self._mean.combine()  # the mean change; step makes it the adapter
         intake = self._mean.intake
-        adapter, _ = step(self._settings, self._reference, delta, ServerState())
+        step(self._settings, self._reference, adapter, ServerState())
         total = max(self._total_sites, len(intake.sites))
-        old = self._state.vector(CONTROL, delta.size)
+        old = self._state.vector(CONTROL, adapter.size)
         control = (old + self._controls / total).astype(np.float32)
         info = intake.info() | {
             "update_norm": l2_norm(adapter, self._reference),

@@ -35,7 +35,7 @@ def truncated(matrix: np.ndarray, rank: int) -> np.ndarray:
 
 
 def test_decompose_is_the_svd() -> None:
-    """Through QR of the factors come the dense product's singular values and its truncations,
+    """Through the factors come the dense product's singular values and its truncations,
     whether the stack is thinner or wider than the matrix."""
     for seed, (out, width, stacked) in enumerate(
         [(40, 30, 8), (30, 40, 8), (12, 9, 30), (5, 50, 7)]
@@ -51,8 +51,21 @@ def test_decompose_is_the_svd() -> None:
         assert found.energy == pytest.approx(np.sum(product**2), rel=1e-5)
         for rank in (1, 4, found.sigma.size):
             left, right, lost = found.top(rank)
+            assert np.allclose(right @ right.T, np.eye(rank), atol=1e-4)
             assert np.allclose(left @ right, truncated(product, rank), atol=1e-5 * sigma[0])
             assert lost == pytest.approx(np.sum(sigma[rank:] ** 2), abs=1e-4 * found.energy)
+
+
+@pytest.mark.parametrize("copies", [2, 8])
+def test_decompose_of_equal_blocks(copies: int) -> None:
+    """Sites that send the same factors, or nothing at all, leave no noise direction behind."""
+    b, a = vector(40 * 4, 1).reshape(40, 4), vector(4 * 30, 2).reshape(4, 30)
+    found = decompose(np.hstack([b] * copies), np.vstack([a] * copies))
+    assert found.sigma.size == 4
+    left, right, lost = found.top(4)
+    assert np.allclose(left @ right, copies * (b @ a), rtol=0, atol=1e-4)
+    assert lost == 0.0
+    assert decompose(np.zeros((40, 4), np.float32), a).sigma.size == 0
 
 
 def test_flexlora_is_the_best_rank_r() -> None:
