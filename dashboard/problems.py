@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from protocol.errors import ProtocolError
 
 MEDIA_TYPE: Final = "application/problem+json"
+KINDS: Final = {404: "not-found", 405: "method-not-allowed", 413: "too-large"}
 PREFIX: Final = "urn:fedward:problem:"
 
 
@@ -69,7 +70,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def _http(request: Request, error: HTTPException) -> Response:
-        kind = {404: "not-found", 405: "method-not-allowed", 413: "too-large"}.get(error.status_code, "http")
+        kind = KINDS.get(error.status_code, "http")
         headers = dict(error.headers) if error.headers else None
         return Problem(error.status_code, kind, str(error.detail), headers=headers).response()
 

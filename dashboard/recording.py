@@ -6,7 +6,7 @@ hole before it is refused, and the refusal says which is expected.
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -25,14 +25,27 @@ from protocol.events import (
     StudyQueued,
     StudyStarted,
 )
-from protocol.messages import Health, Timing
+from protocol.messages import Evaluation, Health, Timing, Training
 from protocol.states import SiteOutcome, StudyState
 
+from .book import Book
 from .counting import Tally
-from .models import Round, SiteRound, SiteTotal, StoredEvent, Study
+from .models import SiteTotal, StoredEvent, Study
 from .problems import Problem
 
 PHASES: Final = ("queue", "load", "decode", "train", "evaluate", "encode")
+ROUND_RESULTS: Final = (
+    "finished_at",
+    "aggregated",
+    "sites_ok",
+    "seconds",
+    "seconds_training",
+    "seconds_aggregate",
+    "train_loss",
+    "eval_loss",
+    "eval_accuracy",
+    "update_norm",
+)
 
 
 def record(session: Session, events: Sequence[Event]) -> list[StoredEvent]:
@@ -42,32 +55,39 @@ def record(session: Session, events: Sequence[Event]) -> list[StoredEvent]:
         Problem: 409 for a hole or for another event under a number that is taken; 422 for a first
             event that is not study_queued.
     """
-    tally = Tally()
-    kept = []
-    for event in events:
-        study = session.get(Study, event.study_id)
-        last = study.last_seq if study is not None else 0
-        if event.seq <= last:
-            _check_same(session, event)
-            continue
-        if event.seq > last + 1:
-            raise Problem(
-                409,
-                "sequence-gap",
-                f"study {event.study_id}: expected event {last + 1}, got {event.seq}; "
-                "send the ones between first",
-                study_id=event.study_id,
-                expected_seq=last + 1,
-            )
-        if study is None:
-            study = _new_study(session, event)
-        kept.append(_keep(session, event))
-        study.last_seq, study.last_event_at = event.seq, event.at
-        _apply(session, study, event, tally)
-        tally.add(metrics.EVENTS_STORED, kind=event.kind)
+    tally, kept = Tally(), []
+    with session.no_autoflush:  # one INSERT for all rows of a kind, not one a row
+        book = Book(session, events)
+        for event in events:
+            stored = _record_one(book, event, tally)
+            if stored is not None:
+                kept.append(stored)
     tally.write(session)
     session.flush()
     return kept
+
+
+def _record_one(book: Book, event: Event, tally: Tally) -> StoredEvent | None:
+    study = book.study(event.study_id)
+    last = study.last_seq if study is not None else 0
+    if event.seq <= last:
+        _check_same(book.session, event)
+        return None
+    if event.seq > last + 1:
+        raise Problem(
+            409,
+            "sequence-gap",
+            f"study {event.study_id}: expected event {last + 1}, got {event.seq}; "
+            "send the ones between first",
+            study_id=event.study_id,
+            expected_seq=last + 1,
+        )
+    if study is None:
+        study = book.add_study(_new_study(event))
+    study.last_seq, study.last_event_at = event.seq, event.at
+    _apply(book, study, event, tally)
+    tally.add(metrics.EVENTS_STORED, kind=event.kind)
+    return _keep(book.session, event)
 
 
 def health_in(events: Iterable[Event]) -> list[tuple[str, float, Health]]:
@@ -96,7 +116,7 @@ def _check_same(session: Session, event: Event) -> None:
         )
 
 
-def _new_study(session: Session, event: Event) -> Study:
+def _new_study(event: Event) -> Study:
     if not isinstance(event, StudyQueued):
         raise Problem(
             422,
@@ -104,9 +124,7 @@ def _new_study(session: Session, event: Event) -> Study:
             f"study {event.study_id} is unknown; its first event must be study_queued, "
             f"not {event.kind}",
         )
-    study = make_study(event, submitted_at=event.at)
-    session.add(study)
-    return study
+    return make_study(event, submitted_at=event.at)
 
 
 def make_study(submission: StudyQueued, *, submitted_at: float) -> Study:
@@ -141,7 +159,7 @@ def _keep(session: Session, event: Event) -> StoredEvent:
     return stored
 
 
-def _apply(session: Session, study: Study, event: Event, tally: Tally) -> None:
+def _apply(book: Book, study: Study, event: Event, tally: Tally) -> None:
     """Bring the tables up to date with one event."""
     match event:
         case StudyQueued():
@@ -160,54 +178,37 @@ def _apply(session: Session, study: Study, event: Event, tally: Tally) -> None:
             study.flower_bytes_in = event.flower_bytes_in
             study.flower_bytes_out = event.flower_bytes_out
         case RoundStarted():
-            _round_started(session, study, event)
+            _round_started(book, study, event)
         case RoundFinished():
-            _round_finished(session, study, event, tally)
+            _round_finished(book, study, event, tally)
         case SiteResult():
-            _site_result(session, event, tally)
+            _site_result(book, event, tally)
         case SitePrepared():
-            _site_prepared(session, event, tally)
+            _site_prepared(book, event, tally)
         case StudyEvaluated() | LoneEvaluated():
-            _site_measured(session, event, tally)
+            _site_measured(book, event, tally)
 
 
-def _round_started(session: Session, study: Study, event: RoundStarted) -> None:
+def _round_started(book: Book, study: Study, event: RoundStarted) -> None:
     study.round, study.deadline_at = event.round, event.deadline_at
-    known = session.get(Round, (study.study_id, event.round))
-    attempts = known.attempts + 1 if known is not None else 1
-    if known is not None:
-        session.delete(known)
-        session.flush()
-    session.add(
-        Round(
-            study_id=study.study_id,
-            round=event.round,
-            attempts=attempts,
-            started_at=event.at,
-            deadline_at=event.deadline_at,
-            sites_asked=len(event.sites),
-            # Bytes of an attempt that was cut short were sent all the same.
-            bytes_up=known.bytes_up if known is not None else 0,
-            bytes_down=known.bytes_down if known is not None else 0,
-        )
-    )
-
-
-def _round_finished(session: Session, study: Study, event: RoundFinished, tally: Tally) -> None:
-    study.rounds_done, study.deadline_at = event.round, None
-    found = session.get(Round, (study.study_id, event.round))
+    found = book.round(study.study_id, event.round)
+    attempts = 1
     if found is None:
-        found = Round(
-            study_id=study.study_id,
-            round=event.round,
-            attempts=1,
-            started_at=event.at - event.seconds,
-            deadline_at=event.at,
-            sites_asked=0,
-            bytes_up=0,
-            bytes_down=0,
-        )
-        session.add(found)
+        found = book.add_round(study.study_id, event.round)
+    else:
+        attempts = found.attempts + 1
+        for name in ROUND_RESULTS:  # of an attempt that was cut short; its bytes stay counted
+            setattr(found, name, None)
+    found.attempts, found.started_at, found.deadline_at = attempts, event.at, event.deadline_at
+    found.sites_asked = len(event.sites)
+
+
+def _round_finished(book: Book, study: Study, event: RoundFinished, tally: Tally) -> None:
+    study.rounds_done, study.deadline_at = event.round, None
+    found = book.round(study.study_id, event.round)
+    if found is None:
+        found = book.add_round(study.study_id, event.round)
+        found.started_at, found.deadline_at = event.at - event.seconds, event.at
     found.finished_at, found.aggregated = event.at, event.aggregated
     found.sites_ok = event.sites_ok
     found.seconds, found.seconds_training = event.seconds, event.seconds_training
@@ -229,49 +230,27 @@ def _round_finished(session: Session, study: Study, event: RoundFinished, tally:
     )
 
 
-def _site_result(session: Session, event: SiteResult, tally: Tally) -> None:
-    training, evaluation = event.training, event.evaluation
-    row = SiteRound(
-        study_id=event.study_id,
-        round=event.round,
-        task="train",
-        site=event.site,
-        at=event.at,
+def _site_result(book: Book, event: SiteResult, tally: Tally) -> None:
+    study, site = event.study_id, event.site
+    transfer = event.seconds - event.timing.total
+    book.put_site_round(
+        event,
+        "train",
+        event.round,
         outcome=event.outcome,
         reason=event.reason,
         weight=event.weight,
-        bytes_up=event.bytes_up,
-        bytes_down=event.bytes_down,
         seconds=event.seconds,
         seconds_work=event.timing.total,
         resent=event.resent,
+        **_learnt(event.training, event.evaluation),
     )
-    total = _total(session, event.study_id, event.site)
-    total.round, total.seconds = event.round, event.seconds
-    if event.outcome is SiteOutcome.OK:
-        total.rounds_ok += 1
-    else:
-        total.rounds_missed += 1
-    total.raw_bytes_up += event.raw_bytes_up
-    total.raw_bytes_down += event.raw_bytes_down
-    if training is not None:
-        row.steps, row.tokens = training.steps, training.tokens
-        row.train_loss, row.update_norm = training.loss_mean, training.update_norm
-        total.train_loss, total.update_norm = training.loss_mean, training.update_norm
-        if event.timing.train > 0:
-            total.tokens_per_second = training.tokens / event.timing.train
-    if evaluation is not None and evaluation.examples:
-        row.eval_loss, row.eval_accuracy = evaluation.loss, evaluation.accuracy
-        total.eval_loss, total.eval_accuracy = evaluation.loss, evaluation.accuracy
-    transfer = event.seconds - event.timing.total
-    if event.outcome is SiteOutcome.OK and transfer > 0:
-        total.link_bytes_per_second = (event.bytes_up + event.bytes_down) / transfer
-    _put(session, row)
-    found = session.get(Round, (event.study_id, event.round))
+    total = book.total(study, site)
+    _newest(total, event, transfer)
+    found = book.round(study, event.round)
     if found is not None:
         found.bytes_up += event.bytes_up
         found.bytes_down += event.bytes_down
-    study, site = event.study_id, event.site
     if event.resent:
         tally.add(metrics.SITE_RESENT, event.resent, study=study, site=site)
     for direction, amount in (("up", event.raw_bytes_up), ("down", event.raw_bytes_down)):
@@ -279,83 +258,73 @@ def _site_result(session: Session, event: SiteResult, tally: Tally) -> None:
             tally.add(metrics.SITE_RAW_BYTES, amount, study=study, site=site, direction=direction)
     _count_answer(total, event, tally, codec_up=event.codec_up, codec_down=event.codec_down)
     if event.outcome is SiteOutcome.OK:
-        _count_phases(event.study_id, event.timing, transfer, tally)
+        _count_phases(study, event.timing, transfer, tally)
 
 
-def _site_prepared(session: Session, event: SitePrepared, tally: Tally) -> None:
-    total = _total(session, event.study_id, event.site)
+def _newest(total: SiteTotal, event: SiteResult, transfer: float) -> None:
+    """A site's sums and newest numbers after one more round."""
+    total.round, total.seconds = event.round, event.seconds
+    total.rounds_ok += event.outcome is SiteOutcome.OK
+    total.rounds_missed += event.outcome is not SiteOutcome.OK
+    total.raw_bytes_up += event.raw_bytes_up
+    total.raw_bytes_down += event.raw_bytes_down
+    if event.training is not None:
+        total.train_loss = event.training.loss_mean
+        total.update_norm = event.training.update_norm
+        if event.timing.train > 0:
+            total.tokens_per_second = event.training.tokens / event.timing.train
+    if event.evaluation is not None and event.evaluation.examples:
+        total.eval_loss = event.evaluation.loss
+        total.eval_accuracy = event.evaluation.accuracy
+    if event.outcome is SiteOutcome.OK and transfer > 0:
+        total.link_bytes_per_second = (event.bytes_up + event.bytes_down) / transfer
+
+
+def _learnt(training: Training | None, evaluation: Evaluation | None) -> dict[str, Any]:
+    """The columns that tell what was learnt."""
+    columns: dict[str, Any] = {}
+    if training is not None:
+        columns |= {"steps": training.steps, "tokens": training.tokens}
+        columns |= {"train_loss": training.loss_mean, "update_norm": training.update_norm}
+    if evaluation is not None and evaluation.examples:
+        columns |= {"eval_loss": evaluation.loss, "eval_accuracy": evaluation.accuracy}
+    return columns
+
+
+def _site_prepared(book: Book, event: SitePrepared, tally: Tally) -> None:
+    total = book.total(event.study_id, event.site)
     total.train_examples = event.train_examples
     total.heldout_examples = event.heldout_examples
-    row = SiteRound(
-        study_id=event.study_id,
-        round=0,
-        task="prepare",
-        site=event.site,
-        at=event.at,
+    if event.evaluation is not None and event.evaluation.examples:
+        total.base_accuracy = event.evaluation.accuracy
+    book.put_site_round(
+        event,
+        "prepare",
+        0,
         outcome=event.outcome,
         reason=event.reason,
-        bytes_up=event.bytes_up,
-        bytes_down=event.bytes_down,
         seconds_work=event.timing.total,
+        **_learnt(None, event.evaluation),
     )
-    if event.evaluation is not None and event.evaluation.examples:
-        row.eval_loss, row.eval_accuracy = event.evaluation.loss, event.evaluation.accuracy
-        total.base_accuracy = event.evaluation.accuracy
-    _put(session, row)
     _count_answer(total, event, tally)
 
 
-def _site_measured(session: Session, event: StudyEvaluated | LoneEvaluated, tally: Tally) -> None:
+def _site_measured(book: Book, event: StudyEvaluated | LoneEvaluated, tally: Tally) -> None:
     """The final adapter's numbers, or those of a site that trained alone."""
-    total = _total(session, event.study_id, event.site)
-    row = SiteRound(
-        study_id=event.study_id,
-        round=total.round,
-        task="lone" if isinstance(event, LoneEvaluated) else "final",
-        site=event.site,
-        at=event.at,
-        outcome=SiteOutcome.OK,
-        bytes_up=event.bytes_up,
-        bytes_down=event.bytes_down,
-        eval_loss=event.evaluation.loss,
-        eval_accuracy=event.evaluation.accuracy,
-    )
+    total = book.total(event.study_id, event.site)
+    training = event.training if isinstance(event, LoneEvaluated) else None
     if isinstance(event, LoneEvaluated):
         total.lone_accuracy = event.evaluation.accuracy
-        row.steps, row.tokens = event.training.steps, event.training.tokens
-        row.train_loss = event.training.loss_mean
     else:
         total.final_accuracy = event.evaluation.accuracy
-    _put(session, row)
+    book.put_site_round(
+        event,
+        "final" if training is None else "lone",
+        total.round,
+        outcome=SiteOutcome.OK,
+        **_learnt(training, event.evaluation),
+    )
     _count_bytes(total, event, tally)
-
-
-def _put(session: Session, row: SiteRound) -> None:
-    """Add the row in the place of an earlier attempt's, of which nothing is to remain."""
-    earlier = session.get(SiteRound, (row.study_id, row.round, row.task, row.site))
-    if earlier is not None:
-        session.delete(earlier)
-        session.flush()
-    session.add(row)
-
-
-def _total(session: Session, study_id: str, site: str) -> SiteTotal:
-    total = session.get(SiteTotal, (study_id, site))
-    if total is None:
-        total = SiteTotal(
-            study_id=study_id,
-            site=site,
-            round=0,
-            outcome="",
-            rounds_ok=0,
-            rounds_missed=0,
-            bytes_up=0,
-            bytes_down=0,
-            raw_bytes_up=0,
-            raw_bytes_down=0,
-        )
-        session.add(total)
-    return total
 
 
 def _count_answer(
