@@ -23,6 +23,7 @@ every round. Encoding the same vector on the same machine gives the same bytes.
 """
 
 from ._base import MAX_MAGNITUDE, Codec
+from ._chain import DeltaChain, Link, follow
 from ._feedback import ErrorFeedback
 from ._layout import (
     Factor,
@@ -42,11 +43,14 @@ from ._payload import decode_payload, encode_payload, vector_digest
 __all__ = [
     "MAX_MAGNITUDE",
     "Codec",
+    "DeltaChain",
     "ErrorFeedback",
     "Factor",
+    "Link",
     "decode_payload",
     "encode_payload",
     "factor_of",
+    "follow",
     "get_codec",
     "join_control",
     "known_codecs",

@@ -46,17 +46,19 @@ class _Stack:
 
         A's rows keep the length they had, and B carries the singular values: A then stays as far
         from zero as PEFT draws it, so a direction with a small singular value can still learn
-        (with the singular values split evenly both its gradients would vanish).
+        (with the singular values split evenly both its gradients would vanish). Of the two signs
+        of a direction the one nearer to the old A is taken, so that the change is small.
         """
         product = decompose(np.hstack(self._b), np.vstack(self._a))
         b, a, lost = product.top(self.pair.rank)
         _, old_a = self.pair.factors(reference)
         new_b, new_a = self.pair.factors(adapter)
         length = np.float32(row_norm(old_a))
+        turned = np.where(np.einsum("ij,ij->i", a, old_a[: len(a)]) < 0, -length, length)
         new_a[:] = old_a  # where the product has fewer directions than r, B's columns are zero
         new_b[:] = 0.0
-        new_a[: len(a)] = a * length
-        new_b[:, : len(a)] = b / length
+        new_a[: len(a)] = a * turned[:, None]
+        new_b[:, : len(a)] = b / turned
         return product.energy, lost
 
 
