@@ -43,13 +43,16 @@ class Origin:
     """Stands in for the aggregator and for the control plane; `seen` is what reached it."""
 
     port: int
+    context: ssl.SSLContext
     seen: list[Seen] = field(default_factory=list)
 
 
 @contextlib.contextmanager
 def origin(paths: FederationPaths) -> Iterator[Origin]:
     """An HTTPS server with the aggregator's certificate."""
-    record = Origin(0)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(paths.aggregator.pair)
+    record = Origin(0, context)
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -70,15 +73,15 @@ def origin(paths: FederationPaths) -> Iterator[Origin]:
         def _answer(self, body: bytes) -> None:
             self.send_response(200)
             self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.send_header("connection", "keep-alive")
+            self._headers_buffer.append(b"\r\n" + body)  # one packet, so that nobody waits
+            self.flush_headers()
 
         def log_message(self, *_: object) -> None:
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(paths.aggregator.pair)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # closed connections
     server.socket = context.wrap_socket(server.socket, server_side=True)
     record.port = server.server_port
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -107,12 +110,13 @@ class Edge:
 
     def publish(self) -> None:
         """Give the edge the CA's and the aggregator's present files, as an init job does."""
-        for source, name in (
-            (self.paths.aggregator.pair, "server.pem"),
-            (self.paths.ca, "ca.crt"),
-            (self.paths.crl, "crl.pem"),
-        ):
-            put(self.certs / name, source.read_bytes())
+        put(self.certs / "server.pem", self.paths.aggregator.pair.read_bytes())
+        self.publish_trust()
+
+    def publish_trust(self) -> None:
+        """Give the edge the present roots and revocation list."""
+        put(self.certs / "ca.crt", self.paths.ca.read_bytes())
+        put(self.certs / "crl.pem", self.paths.crl.read_bytes())
 
     def connect(self, client: ClientPaths | None, port: int = 0) -> HTTPSConnection:
         """A connection with `client`'s certificate."""

@@ -3,27 +3,26 @@
     python -m fedward_edge            # EDGE_CERTS, EDGE_REGISTRY, EDGE_RUN and haproxy.cfg's own
     python -m fedward_edge health     # exit code 0 while HAProxy runs and the aggregator answers
 
-SIGHUP reloads HAProxy itself (a changed haproxy.cfg): the old worker finishes its connections.
-SIGTERM lets requests under way end, for 30 s.
+SIGHUP reloads HAProxy, for a changed haproxy.cfg; changed certificates and lists need no signal.
+SIGTERM lets requests under way end, for 10 s.
 """
 
 import logging
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
-from .follow import EVERY_SECONDS, Files, Follower, write_tables
+from .follow import EVERY_SECONDS, Files, Follower, HAProxy, ReloadError, write_tables
 from .runtime import Runtime, RuntimeApiError
 from .tables import TableError
 
 log = logging.getLogger("fedward.edge")
 
 WAIT_SECONDS = 60.0  # for files that an init job is still writing
-STOP_SECONDS = 30.0
+STOP_SECONDS = 10.0
 
 
 def files_from_environment() -> Files:
@@ -55,22 +54,27 @@ def serve(files: Files, config: Path) -> int:
     signal.signal(signal.SIGINT, lambda *_: stop.set())
     signal.signal(signal.SIGHUP, lambda *_: reload.set())
     write_tables(files)
-    follower = Follower(files, Runtime(files.socket))
-    haproxy = subprocess.Popen(["haproxy", "-W", "-db", "-f", str(config)])
+    haproxy = HAProxy(config, Runtime(files.socket))
+    follower = Follower(files, haproxy)
     try:
         while not stop.wait(EVERY_SECONDS):
-            if haproxy.poll() is not None:
-                log.error("HAProxy ended with %d", haproxy.returncode)
+            if haproxy.ended is not None:
+                log.error("HAProxy ended with %d", haproxy.ended)
                 return 1
+            follower.look()
             if reload.is_set():
                 reload.clear()
-                write_tables(files)
-                haproxy.send_signal(signal.SIGUSR2)
-                continue
-            follower.look()
+                _reload(haproxy)
     finally:
-        _end(haproxy)
+        haproxy.stop(STOP_SECONDS)
     return 0
+
+
+def _reload(haproxy: HAProxy) -> None:
+    try:
+        haproxy.reload()
+    except ReloadError as error:
+        log.error("not reloaded: %s", error)
 
 
 def health(files: Files) -> int:
@@ -82,16 +86,6 @@ def health(files: Files) -> int:
         return 1
     print("the aggregator is " + ("up" if up else "away"))
     return 0 if up else 1
-
-
-def _end(haproxy: subprocess.Popen[bytes]) -> None:
-    if haproxy.poll() is None:
-        haproxy.send_signal(signal.SIGUSR1)  # no new connections; end when the last one does
-        try:
-            haproxy.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            haproxy.terminate()
-            haproxy.wait(5)
 
 
 def main() -> int:

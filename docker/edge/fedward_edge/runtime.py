@@ -1,7 +1,6 @@
-"""HAProxy's runtime API: what changes a running edge without dropping a connection.
+"""HAProxy's runtime API: changes lists while requests are under way, and tells how it is.
 
-A change is prepared whole and then committed in one step, so no handshake and no request sees
-half of it. Connections that are open keep the certificate that they were made with.
+A change is prepared whole and then committed in one step, so no request sees half of it.
 """
 
 import re
@@ -40,23 +39,6 @@ class Runtime:
         except OSError as error:
             raise RuntimeApiError(f"{self._path}: {error}") from error
         return b"".join(parts).decode(errors="replace").strip()
-
-    def replace_file(self, kind: str, path: Path, pem: bytes) -> None:
-        """Put `pem` in place of what HAProxy read from `path`; `kind` is cert, ca-file, crl-file.
-
-        Raises:
-            RuntimeApiError: HAProxy refuses it; the old one stays in use.
-        """
-        # An empty line would end the payload.
-        text = "\n".join(line for line in pem.decode("ascii").splitlines() if line.strip())
-        answer = self.command(f"set ssl {kind} {path} <<\n{text}\n")
-        if "ransaction" not in answer:  # "Transaction created for certificate ...!", or "updated"
-            self.command(f"abort ssl {kind} {path}")
-            raise RuntimeApiError(f"{path}: HAProxy says {answer!r}")
-        answer = self.command(f"commit ssl {kind} {path}")
-        if "Success" not in answer:
-            self.command(f"abort ssl {kind} {path}")
-            raise RuntimeApiError(f"{path}: HAProxy says {answer!r}")
 
     def replace_entries(self, kind: str, path: Path, entries: Iterable[str]) -> None:
         """Put `entries` in place of all of a list; `kind` is acl or map.
