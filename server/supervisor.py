@@ -129,7 +129,8 @@ class Supervisor:
         if not runs.ids:
             self._submit(study)
             return
-        if isinstance(events[-1], StudyInterrupted):
+        interrupted = isinstance(events[-1], StudyInterrupted)
+        if interrupted and runs.submitted_at < events[-1].at:
             self._submit_after_pause(study, events)
             return
         cause = self._cause_of_death(study, runs, events)

@@ -152,13 +152,18 @@ class Federation:
     def family(self, marker: str) -> list[psutil.Process]:
         """Processes under the aggregator whose command line has `marker`."""
         assert self.aggregator is not None
-        parent = psutil.Process(self.aggregator.pid)
-        return [p for p in parent.children(recursive=True) if marker in " ".join(p.cmdline())]
+        found = []
+        for process in psutil.Process(self.aggregator.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it ended, or waits to be collected
+                if marker in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
 
     def submit(self, study_id: str, **rounds: Any) -> None:
         settings = StudySettings.model_validate(
             {
                 "name": "trial",
+                "sites": ["hospital-a", "hospital-b"],
                 "model": {"base": "some/base"},
                 "rounds": {"count": 4, "minimum_sites": 2, "deadline_seconds": 60} | rounds,
             }
@@ -274,7 +279,9 @@ def test_killed_in_the_middle_of_a_round(running: Federation, victim: str) -> No
         trainer.seconds = 1.0
     running.submit(study_id)
     running.wait_for(lambda: [e for e in running.events(study_id, RoundStarted) if e.round == 2])
-    for process in running.family(victim):
+    victims = running.family(victim)
+    assert victims
+    for process in victims:
         process.kill()
     end = running.end_of(study_id)
     assert end.state is StudyState.FINISHED, running.logs()
