@@ -10,7 +10,7 @@ function color(name) {
 
 // series: [{label, values, color: "--series-1", dash}]; format makes a figure of a value.
 export function chart({ title, format, minimum }) {
-  const canvas = h("div", { className: "plot", role: "img" });
+  const canvas = h("div", { className: "plot", role: "img", "aria-label": `${title}: no figures yet.` });
   const legend = h("ul", { className: "legend" });
   const rows = h("div", {});
   const element = h(

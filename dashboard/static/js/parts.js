@@ -158,7 +158,8 @@ function saved(site) {
 }
 
 export function eventLog() {
-  const list = h("ol", { className: "log", tabindex: "0", role: "region", "aria-label": "Events, newest first" });
+  const list = h("ol", {});
+  const element = h("div", { className: "log", tabindex: "0", role: "region", "aria-label": "Events, newest first" }, list);
   const known = new Map();
   function update(items) {
     const wanted = new Set(items.map((item) => item.id));
@@ -186,5 +187,5 @@ export function eventLog() {
       else list.insertBefore(row, place);
     }
   }
-  return { element: list, update };
+  return { element, update };
 }
