@@ -10,8 +10,9 @@ in float32. Each arm is a process of its own, so that its peak resident memory i
     stream    our aggregator as in a study: each reply is decoded, checked, added and freed
     int4      the same with replies in int4
 
-The arms give the same adapter, which is checked. Last, the rank-r truncation of one 4096 x 4096
-product of eight sites: through the stacked factors, and by the dense decomposition.
+The arms give the same adapter, which is checked. Beside wall-clock seconds stand CPU seconds, which
+other work on the machine changes less; the ratio is theirs. Last, the rank-r truncation of one
+4096 x 4096 product of eight sites: through the stacked factors, and by the dense decomposition.
 """
 
 import argparse
@@ -26,10 +27,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from protocol.codec import decode_payload, encode_payload, vector_digest
+from protocol.codec import decode_payload, encode_payload
 from protocol.manifest import AdapterManifest, TensorSpec
 from protocol.study import StudySettings
 from server.aggregation import Aggregator, ServerState, Update, make_aggregator
+from server.aggregation._lora import decompose
 
 from .report import console, write_results
 
@@ -96,66 +98,78 @@ def flower_replies(manifest: AdapterManifest, count: int) -> list[Any]:
     return replies
 
 
-def arm_flower(manifest: AdapterManifest, count: int) -> tuple[float, Vector]:
-    """Seconds of aggregate_train, and its result as one vector."""
+class Watch:
+    """Adds up wall-clock and CPU seconds of the blocks it is entered for."""
+
+    def __init__(self) -> None:
+        self.seconds = self.cpu_seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._begun = time.perf_counter(), time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._begun[0]
+        self.cpu_seconds += time.process_time() - self._begun[1]
+
+
+def arm_flower(manifest: AdapterManifest, count: int, watch: Watch) -> Vector:
+    """Flower's aggregate_train; its result as one vector."""
     from flwr.serverapp.strategy import FedAvg
 
     replies = flower_replies(manifest, count)
-    begun = time.perf_counter()
-    arrays, _ = FedAvg().aggregate_train(1, replies)
-    seconds = time.perf_counter() - begun
+    with watch:
+        arrays, _ = FedAvg().aggregate_train(1, replies)
     assert arrays is not None
     values = arrays.to_numpy_ndarrays()
-    return seconds, np.concatenate([value.reshape(-1) for value in values]).astype(np.float32)
+    return np.concatenate([value.reshape(-1) for value in values]).astype(np.float32)
 
 
-def arm_records(manifest: AdapterManifest, count: int) -> tuple[float, Vector]:
-    """Seconds of reading, adding and finishing, from the same records."""
+def arm_records(manifest: AdapterManifest, count: int, watch: Watch) -> Vector:
+    """Reading, adding and finishing, from the same records."""
     replies = flower_replies(manifest, count)
-    begun = time.perf_counter()
-    ours, delta = aggregator(manifest), np.empty(manifest.numel, np.float32)
-    for k, reply in enumerate(replies):
-        arrays = reply.content["arrays"]
-        for tensor, where in manifest.slices():
-            delta[where] = arrays[tensor.name].numpy().reshape(-1)
-        ours.add(Update(f"site-{k}", weight(k), delta))
-    adapter = ours.finish().adapter
-    return time.perf_counter() - begun, adapter
+    with watch:
+        ours, delta = aggregator(manifest), np.empty(manifest.numel, np.float32)
+        for k, reply in enumerate(replies):
+            arrays = reply.content["arrays"]
+            for tensor, where in manifest.slices():
+                delta[where] = arrays[tensor.name].numpy().reshape(-1)
+            ours.add(Update(f"site-{k}", weight(k), delta))
+        return ours.finish().adapter
 
 
-def arm_stream(manifest: AdapterManifest, count: int, codec: str) -> tuple[float, Vector]:
-    """Seconds of decoding, checking both digests, adding and finishing; encoding is not counted."""
-    ours, seconds = aggregator(manifest), 0.0
+def arm_stream(manifest: AdapterManifest, count: int, watch: Watch, codec: str) -> Vector:
+    """Decoding, checking both digests, adding and finishing; the sites' encoding is not counted."""
+    with watch:
+        ours = aggregator(manifest)
     for k, vector in enumerate(updates(manifest, count)):
         payload, data, _ = encode_payload(codec, vector, manifest, "delta")
-        begun = time.perf_counter()
-        delta = decode_payload(payload, data, manifest, kind="delta", codec=codec)
-        ours.add(Update(f"site-{k}", weight(k), delta))
-        seconds += time.perf_counter() - begun
-        del payload, data, delta
-    begun = time.perf_counter()
-    adapter = ours.finish().adapter
-    return seconds + time.perf_counter() - begun, adapter
+        with watch:
+            delta = decode_payload(payload, data, manifest, kind="delta", codec=codec)
+            ours.add(Update(f"site-{k}", weight(k), delta))
+            del delta
+        del payload, data
+    with watch:
+        return ours.finish().adapter
 
 
 def run_arm(name: str, layers: int, count: int) -> None:
     """In the arm's own process: measure, print one line of JSON."""
-    manifest = adapter_manifest(layers)
+    manifest, watch = adapter_manifest(layers), Watch()
     if name == "flower":
-        seconds, adapter = arm_flower(manifest, count)
+        adapter = arm_flower(manifest, count, watch)
     elif name == "records":
-        seconds, adapter = arm_records(manifest, count)
+        adapter = arm_records(manifest, count, watch)
     else:
-        seconds, adapter = arm_stream(manifest, count, {"stream": "fp32"}.get(name, name))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
+        adapter = arm_stream(manifest, count, watch, {"stream": "fp32"}.get(name, name))
     figures = {
         "arm": name,
         "sites": count,
         "parameters": manifest.numel,
-        "seconds": seconds,
-        "peak_rss_bytes": peak,
+        "seconds": watch.seconds,
+        "cpu_seconds": watch.cpu_seconds,
+        # kilobytes on Linux
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "sample": adapter[:: max(1, adapter.size // 1000)].tolist(),
-        "digest": vector_digest(adapter),
     }
     print(json.dumps(figures))
 
@@ -172,26 +186,25 @@ def measure_arm(name: str, layers: int, count: int) -> dict[str, Any]:
 
 def measure_svd(size: int, *, sites: int = 8, rank: int = 32) -> dict[str, float]:
     """Rank-`rank` truncation of Σ B_k A_k, [size, size], both ways."""
-    from server.aggregation._lora import decompose
-
     rng = np.random.default_rng(1)
     b = rng.standard_normal((size, sites * rank), np.float32)
     a = rng.standard_normal((sites * rank, size), np.float32)
     decompose(b, a)  # the first call starts BLAS's threads
-    begun = time.perf_counter()
-    left, right, lost = decompose(b, a).top(rank)
-    ours = time.perf_counter() - begun
-    begun = time.perf_counter()
-    u, sigma, vt = np.linalg.svd(b @ a, full_matrices=False)
-    dense_product = (u[:, :rank] * sigma[:rank]) @ vt[:rank]
-    dense = time.perf_counter() - begun
+    ours, dense = Watch(), Watch()
+    with ours:
+        left, right, lost = decompose(b, a).top(rank)
+    with dense:
+        u, sigma, vt = np.linalg.svd(b @ a, full_matrices=False)
+        dense_product = (u[:, :rank] * sigma[:rank]) @ vt[:rank]
     difference = float(np.linalg.norm(left @ right - dense_product) / np.linalg.norm(dense_product))
     energy = float(np.sum(sigma.astype(np.float64) ** 2))
     return {
         "size": size,
-        "seconds_factors": ours,
-        "seconds_dense": dense,
-        "ratio": dense / ours,
+        "seconds_factors": ours.seconds,
+        "seconds_dense": dense.seconds,
+        "cpu_seconds_factors": ours.cpu_seconds,
+        "cpu_seconds_dense": dense.cpu_seconds,
+        "ratio": dense.cpu_seconds / ours.cpu_seconds,
         "difference": difference,
         "captured_energy": 1 - lost / energy,
     }
@@ -199,19 +212,18 @@ def measure_svd(size: int, *, sites: int = 8, rank: int = 32) -> dict[str, float
 
 def measure_flexlora(layers: int, sites: int = 8) -> dict[str, float]:
     """Every pair of an adapter of `layers` layers through FlexLoRA."""
-    manifest = adapter_manifest(layers)
+    manifest, watch = adapter_manifest(layers), Watch()
     ours = aggregator(manifest, "flexlora")
-    seconds = 0.0
     for k, vector in enumerate(updates(manifest, sites)):
-        begun = time.perf_counter()
-        ours.add(Update(f"site-{k}", weight(k), vector))
-        seconds += time.perf_counter() - begun
-    begun = time.perf_counter()
-    ours.finish()
+        with watch:
+            ours.add(Update(f"site-{k}", weight(k), vector))
+    with watch:
+        ours.finish()
     return {
         "sites": sites,
         "parameters": manifest.numel,
-        "seconds": seconds + time.perf_counter() - begun,
+        "seconds": watch.seconds,
+        "cpu_seconds": watch.cpu_seconds,
     }
 
 
@@ -238,14 +250,15 @@ def main() -> None:
     write_results(
         "aggregation",
         f"FedAvg of {flower['parameters'] / 1e6:.1f} M parameters",
-        ["arm", "sites", "seconds", "peak RSS MiB", "time, Flower = 1", "memory, Flower = 1"],
+        ["arm", "sites", "seconds", "CPU s", "to Flower's", "peak MiB", "to Flower's"],
         [
             [
                 row["arm"],
                 str(row["sites"]),
                 f"{row['seconds']:.2f}",
+                f"{row['cpu_seconds']:.2f}",
+                f"{row['cpu_seconds'] / flower['cpu_seconds']:.2f}" if row["sites"] == 20 else "",
                 f"{row['peak_rss_bytes'] / 2**20:,.0f}",
-                f"{row['seconds'] / flower['seconds']:.2f}" if row["sites"] == 20 else "",
                 f"{row['peak_rss_bytes'] / flower['peak_rss_bytes']:.2f}",
             ]
             for row in rows
@@ -257,11 +270,12 @@ def main() -> None:
         },
     )
     console.print(
-        f"rank 32 of {svd['size']} x {svd['size']}, 8 sites: factors {svd['seconds_factors']:.3f} "
-        f"s, dense {svd['seconds_dense']:.2f} s, {svd['ratio']:.0f} times; products differ by "
+        f"rank 32 of {svd['size']} x {svd['size']}, 8 sites: factors "
+        f"{svd['cpu_seconds_factors']:.3f} CPU s, dense {svd['cpu_seconds_dense']:.2f}, "
+        f"{svd['ratio']:.0f} times; products differ by "
         f"{svd['difference']:.1e}, energy kept {svd['captured_energy']:.0%}\n"
         f"FlexLoRA of {flexlora['parameters'] / 1e6:.1f} M parameters, {flexlora['sites']} sites: "
-        f"{flexlora['seconds']:.1f} s"
+        f"{flexlora['cpu_seconds']:.1f} CPU s"
     )
 
 
