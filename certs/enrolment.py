@@ -27,7 +27,7 @@ from certs.fingerprints import same_fingerprint
 from certs.install import Installed, install
 from certs.local import SitePaths, site_paths
 from certs.names import check_site
-from certs.registry import ENROLLED, REVOKED, Registry, SiteEntry, continued, new_entry, owner_of
+from certs.registry import Registry, SiteEntry, continued, new_entry, owner_of
 from certs.request import Request, build_request, parse_request, text_digest
 from certs.sentences import refuse
 
@@ -201,14 +201,14 @@ def revoke(
         entry = sites.get(site)
         if entry is None:
             raise refuse("site-unknown", site=site)
-        if entry.state != REVOKED:
+        if not entry.revoked:
             details = {"reason": reason, "serials": " ".join(entry.serials)}
             audit.record(registry.folder, "revoke", site, actor=actor, details=details, now=now)
-            entry.state, entry.revoked_at, entry.reason = REVOKED, stamp(now), reason
+            entry.revoked_at, entry.reason = stamp(now), reason
     # The registry first: it is what the aggregation asks, and it needs no key.
     done = ca.revoke(site, reason=reason, now=now)
     serials = tuple(item.serial for item in done)
-    return Revocation(site, entry.revoked_at, entry.node_key, serials)
+    return Revocation(site, str(entry.revoked_at), entry.node_public_key, serials)
 
 
 def _same_site(request: Path, paths: SitePaths, now: dt.datetime) -> None:
@@ -267,7 +267,7 @@ def _judge_state(request: Request, known: SiteEntry | None, *, renew: bool, read
         if renew:
             raise refuse("site-unknown", site=site)
         return
-    if known.state == ENROLLED:
+    if not known.revoked:
         if not renew:
             raise refuse("site-enrolled", site=site, when=known.enrolled_at)
         for which, digest in known.digests().items():

@@ -30,7 +30,7 @@ from certs.ca import CA, CA_LIFETIME, LEAF_LIFETIME
 from certs.errors import CertError
 from certs.files import locked, make_folder, read_limited, write_atomic
 from certs.names import Role, check_server_names, check_site
-from certs.registry import REVOKED, Registry, SiteEntry, continued, new_entry
+from certs.registry import Registry, SiteEntry, continued, new_entry
 from certs.request import SiteKeys
 from certs.sentences import refuse
 
@@ -83,7 +83,8 @@ class FederationPaths:
     ca_folder: Path
     ca: Path
     crl: Path
-    registry: Path
+    registry: Path  # the folder of sites.json and audit.jsonl
+    sites_file: Path
     aggregator: ServerPaths
     control_plane: ServerPaths
     study_signing_key: Path
@@ -153,6 +154,7 @@ def federation_paths(folder: Path, sites: Sequence[str]) -> FederationPaths:
         ca=folder / "ca" / "trust.pem",
         crl=folder / "ca" / "crl.pem",
         registry=folder / "registry",
+        sites_file=Registry(folder / "registry").path,
         aggregator=server_paths(aggregator),
         control_plane=server_paths(folder / "control-plane"),
         study_signing_key=aggregator / "study-signing.key",
@@ -254,7 +256,7 @@ def _site(
 ) -> None:
     """One hospital's keys and leaf; a site that was revoked stays so, and gets nothing."""
     entry = entries.get(paths.site)
-    if entry and entry.state == REVOKED:
+    if entry and entry.revoked:
         return
     make_folder(paths.folder)
     node, signing = _site_keys(paths, known=entry is not None)

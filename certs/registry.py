@@ -1,7 +1,13 @@
 """Who is enrolled: the coordinator's record of each site's keys, certificates and state.
 
-`sites.json` is what the server reads to know whose signature an update must bear, and what the
-launcher reads to register node keys with the SuperLink. It holds public keys only.
+`sites.json` is the one list of hospitals. It is written here and nowhere else; the aggregator, the
+control plane and the edge read the same file (`protocol.registry`) to know whose node key may come
+in and whose signature an update must bear. It holds public keys only.
+
+    {"format": "fedward-site-registry", "version": 1,
+     "sites": {"hospital-a": {"node_public_key": "ecdsa-sha2-nistp384 AAAA...",
+                              "signing_public_key": "-----BEGIN PUBLIC KEY-----...",
+                              "revoked_at": null, ...}}}
 """
 
 import dataclasses
@@ -27,31 +33,31 @@ FORMAT = "fedward-site-registry"
 VERSION = 1
 MAX_REGISTRY_BYTES = 16 * 1024 * 1024
 
-ENROLLED = "enrolled"  # its certificate, node key and signatures are accepted
-REVOKED = "revoked"  # none of them is, since `revoked_at`
-
 
 @dataclass
 class SiteEntry:
     """One site. Times are UTC as `2026-03-01T12:00:00Z`; digests are SHA-256, hexadecimal."""
 
-    site: str
-    state: str
-    node_key: str  # one OpenSSH line, as Flower registers it
-    signing_key: str  # Ed25519, PEM: updates of this site must bear its signature
+    node_public_key: str  # one OpenSSH line, as Flower registers it
+    signing_public_key: str  # Ed25519, PEM: updates of this site must bear its signature
     client_key: str  # digest of the certificate's public key
     enrolled_at: str
     renewed_at: str = ""
-    revoked_at: str = ""
+    revoked_at: str | None = None  # from then on, nothing of the site is accepted
     reason: str = ""
     serials: list[str] = field(default_factory=list)  # hexadecimal, newest last
     not_after: str = ""  # of the newest certificate
     retired_keys: list[str] = field(default_factory=list)  # digests that may never come back
 
+    @property
+    def revoked(self) -> bool:
+        """Whether its certificate, node key and signatures count no more."""
+        return self.revoked_at is not None
+
     def digests(self) -> dict[str, str]:
         """The digests of the three keys, under the words that the sentences use."""
-        node = keys.parse_node_public(self.node_key.encode(), self.site)
-        signing = keys.parse_signing_public(self.signing_key.encode(), self.site)
+        node = keys.parse_node_public(self.node_public_key.encode(), FILE)
+        signing = keys.parse_signing_public(self.signing_public_key.encode(), FILE)
         return {
             "client key": self.client_key,
             "node key": keys.public_digest(node),
@@ -84,9 +90,8 @@ class Registry:
             body = json.loads(data)
             if body["format"] != FORMAT or body["version"] != VERSION:
                 raise ValueError(f"not {FORMAT} version {VERSION}")
-            entries = [SiteEntry(**entry) for entry in body["sites"]]
-            return {check_site(entry.site): entry for entry in entries}
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            return {check_site(name): SiteEntry(**entry) for name, entry in body["sites"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise refuse("state-garbage", file=self.path, why=error) from error
 
     def site(self, name: str) -> SiteEntry:
@@ -103,15 +108,15 @@ class Registry:
     def signing_keys(self) -> dict[str, ed25519.Ed25519PublicKey]:
         """The signing key of every site that is enrolled now."""
         return {
-            name: keys.parse_signing_public(entry.signing_key.encode(), self.path)
+            name: keys.parse_signing_public(entry.signing_public_key.encode(), self.path)
             for name, entry in self.sites().items()
-            if entry.state == ENROLLED
+            if not entry.revoked
         }
 
     def node_keys(self) -> dict[str, str]:
         """The node key (OpenSSH line) of every site that is enrolled now."""
         return {
-            name: entry.node_key for name, entry in self.sites().items() if entry.state == ENROLLED
+            name: entry.node_public_key for name, entry in self.sites().items() if not entry.revoked
         }
 
     @contextmanager
@@ -127,7 +132,7 @@ class Registry:
         body = {
             "format": FORMAT,
             "version": VERSION,
-            "sites": [dataclasses.asdict(sites[name]) for name in sorted(sites)],
+            "sites": {name: dataclasses.asdict(sites[name]) for name in sorted(sites)},
         }
         write_atomic(self.path, json.dumps(body, indent=1).encode() + b"\n", mode=0o640)
 
@@ -135,10 +140,8 @@ class Registry:
 def new_entry(site: str, site_keys: SiteKeys, leaf: Leaf, now: dt.datetime) -> SiteEntry:
     """The entry of a site that enrols now."""
     return SiteEntry(
-        site=site,
-        state=ENROLLED,
-        node_key=keys.node_public_line(site_keys.node, site).decode().strip(),
-        signing_key=keys.public_pem(site_keys.signing).decode(),
+        node_public_key=keys.node_public_line(site_keys.node, site).decode().strip(),
+        signing_public_key=keys.public_pem(site_keys.signing).decode(),
         client_key=keys.public_digest(site_keys.client),
         enrolled_at=stamp(now),
         serials=[leaf.serial],

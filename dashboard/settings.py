@@ -75,7 +75,7 @@ class ControlPlaneSettings(Section):
     """The whole of `control-plane.toml`, with every path made absolute."""
 
     state: Path = Field(default=Path("state"), description="folder for everything that is written")
-    registry: Path = Field(description="the list of enrolled hospitals (registry.json)")
+    registry: Path = Field(description="the list of enrolled hospitals (sites.json)")
     listen: ListenSettings
     database: DatabaseSettings = DatabaseSettings()
     access: AccessSettings = AccessSettings()

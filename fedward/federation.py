@@ -27,7 +27,6 @@ from pydantic import Field
 import certs.local
 from dashboard.tokens import Tokens
 from protocol.files import write_atomic
-from protocol.registry import EnrolledSite, Registry
 from protocol.settings import Section, load_toml
 from protocol.site import DataSettings, LimitSettings, SiteModelSettings
 from protocol.study import Name
@@ -118,10 +117,6 @@ class Layout:
     def settings_file(self) -> Path:
         return self.folder / "federation.toml"
 
-    @property
-    def registry(self) -> Path:
-        return self.aggregator / "registry.json"
-
     def site(self, name: str) -> Path:
         """One hospital's folder."""
         return self.folder / "sites" / name
@@ -160,7 +155,6 @@ def prepare(folder: Path, settings: FederationSettings) -> Federation:
     names = tuple(settings.sites)
     paths = certs.local.make_federation(layout.certs, names)
     ports = _ports(layout)
-    _write_registry(layout, paths)
     _write_aggregator(layout, paths, ports)
     _write_control_plane(layout, paths, ports)
     share = max(1, (os.cpu_count() or 1) // len(names))
@@ -207,24 +201,13 @@ def _free_port(wanted: int, taken: set[int]) -> int:
     return _free_port(0, taken)
 
 
-def _write_registry(layout: Layout, paths: certs.local.FederationPaths) -> None:
-    sites = {
-        name: EnrolledSite(
-            node_public_key=site.node_public.read_text().strip(),
-            signing_public_key=site.signing_public.read_text(),
-        )
-        for name, site in paths.sites.items()
-    }
-    write_atomic(layout.registry, Registry(sites=sites).model_dump_json(indent=1).encode())
-
-
 def _write_aggregator(
     layout: Layout, paths: certs.local.FederationPaths, ports: Mapping[str, int]
 ) -> None:
     _write_toml(
         layout.aggregator / "aggregator.toml",
         {
-            "registry": str(layout.registry),
+            "registry": str(paths.sites_file),
             "signing_key": str(paths.study_signing_key),
             "fleet": {"host": "127.0.0.1", "port": ports["fleet"]},
             "private": {"host": "127.0.0.1", "port": ports["private"]},
@@ -248,7 +231,7 @@ def _write_control_plane(
     _write_toml(
         layout.control_plane / "control-plane.toml",
         {
-            "registry": str(layout.registry),
+            "registry": str(paths.sites_file),
             "listen": {
                 "host": "127.0.0.1",
                 "port": ports["control_plane"],

@@ -1,13 +1,15 @@
-"""The aggregator's list of enrolled hospitals: who they are and which keys are theirs.
+"""The one list of enrolled hospitals: who they are and which keys are theirs.
 
-Written by enrolment (or, on one machine, by the launcher), read by the server and the control
-plane. It holds public keys only.
+`certs.registry` writes it (`sites.json`) when a hospital is approved or revoked; the aggregator,
+the control plane and the edge read it, and follow it as it changes. It holds public keys only.
 """
 
 import base64
 import binascii
 import hashlib
+from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -25,7 +27,7 @@ class EnrolledSite(BaseModel):
 
     node_public_key: str = Field(pattern=r"^ecdsa-sha2-\S+ \S+")  # OpenSSH, for Flower
     signing_public_key: str  # Ed25519, PEM; signs every reply
-    revoked_at: float | None = None  # unix seconds
+    revoked_at: datetime | None = None  # from then on, nothing of the site is accepted
 
     @property
     def verify_key(self) -> Ed25519PublicKey:
@@ -58,11 +60,17 @@ class Registry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
+    format: Literal["fedward-site-registry"] = "fedward-site-registry"
+    version: Literal[1] = 1
     sites: dict[Name, EnrolledSite] = {}
 
     def active(self) -> dict[str, EnrolledSite]:
         """The sites that may take part."""
         return {name: site for name, site in self.sites.items() if site.revoked_at is None}
+
+    def revoked(self) -> dict[str, EnrolledSite]:
+        """The sites that may not any more."""
+        return {name: site for name, site in self.sites.items() if site.revoked_at is not None}
 
 
 def load_registry(path: Path) -> Registry:

@@ -91,7 +91,7 @@ def test_what_is_near_its_end_is_renewed_and_identities_stay(paths: FederationPa
     check_client_files(site.client.cert, site.client.key, site.ca, now=later)
     registered = Registry(paths.registry).site("hospital-a")
     assert len(registered.serials) == 2
-    assert registered.node_key == site.node_public.read_text().strip()
+    assert registered.node_public_key == site.node_public.read_text().strip()
 
 
 def test_an_ended_ca_is_replaced(paths: FederationPaths) -> None:

@@ -15,7 +15,6 @@ from http.client import HTTPResponse, HTTPSConnection
 from pathlib import Path
 
 from certs.local import ClientPaths, FederationPaths, SitePaths
-from protocol.registry import EnrolledSite, Registry
 
 DOCKER_EDGE = Path(__file__).parents[2] / "docker" / "edge"
 
@@ -204,15 +203,8 @@ def wait_until(check: object, seconds: float, log: Path | None = None) -> float:
 
 
 def registry_of(paths: FederationPaths) -> str:
-    """The registry that enrolment would have written."""
-    sites = {
-        name: EnrolledSite(
-            node_public_key=site.node_public.read_text().strip(),
-            signing_public_key=site.signing_public.read_text(),
-        )
-        for name, site in paths.sites.items()
-    }
-    return Registry(sites=sites).model_dump_json()
+    """The registry that enrolment wrote."""
+    return paths.sites_file.read_text()
 
 
 def node_header(site: SitePaths) -> dict[str, str]:

@@ -98,7 +98,9 @@ def test_every_curve_that_flower_takes_is_encoded_as_flower_does(
 
 
 def test_a_revoked_hospitals_key_is_nobodys(paths: FederationPaths) -> None:
-    text = registry_of(paths).replace('"revoked_at":null', '"revoked_at":1.0', 1)
+    text = registry_of(paths).replace(
+        '"revoked_at": null', '"revoked_at": "2026-03-01T12:00:00Z"', 1
+    )
     assert set(key_owners(text.encode()).values()) == {"hospital-b"}
 
 

@@ -31,7 +31,7 @@ from protocol.messages import (
     Timing,
     Training,
 )
-from protocol.registry import EnrolledSite, Registry, load_registry
+from protocol.registry import load_registry
 from protocol.states import Reason
 from protocol.study import StudySettings
 from server._flower import node_key_bytes
@@ -55,16 +55,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> FederationPaths:
 @pytest.fixture(scope="session")
 def registry(federation: FederationPaths) -> Path:
     """The list of the three enrolled hospitals."""
-    path = federation.folder / "test-registry.json"
-    sites = {
-        name: EnrolledSite(
-            node_public_key=site.node_public.read_text(),
-            signing_public_key=site.signing_public.read_text(),
-        )
-        for name, site in federation.sites.items()
-    }
-    path.write_text(Registry(sites=sites).model_dump_json())
-    return path
+    return federation.sites_file
 
 
 @pytest.fixture(scope="session")

@@ -30,14 +30,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from certs import CA, CertError, keys
-from certs.enrolment import approve, install, make_request, revoke
 from certs.enrolment import Study as EnrolmentStudy
+from certs.enrolment import approve, install, make_request, revoke
 from certs.files import write_atomic, write_key
 from certs.local import FederationPaths, make_federation, site_paths
-from certs.registry import ENROLLED, REVOKED, Registry
+from certs.registry import Registry
 from certs.request import parse_request
-from protocol.registry import EnrolledSite
-from protocol.registry import Registry as PublicRegistry
 
 WORK = Path("/work")
 TRIES = 5
@@ -123,7 +121,7 @@ def federation(plan: dict[str, Any], provider: Provider) -> None:
         provider.store("secrets", client.folder.name, _files(client.folder, CLIENT_KEYS))
     active = registry.sites()
     for site in sites:
-        if active[site].state == REVOKED:
+        if active[site].revoked:
             continue
         write_atomic(paths.sites[site].ca, roots)
         _wire(paths.sites[site].folder)
@@ -205,7 +203,7 @@ def _enrol(
             continue
         same = bundle.annotations.get("fedward.dev/request") == digest
         life = dt.timedelta(days=int(item.get("days") or 90))
-        if known and known.state == ENROLLED and same and not _near_end(known.not_after, life):
+        if known and not known.revoked and same and not _near_end(known.not_after, life):
             continue
         path = paths.folder / f"request-{site}.json"
         write_atomic(path, request)
@@ -215,8 +213,8 @@ def _enrol(
             registry,
             study,
             fingerprint=item.get("fingerprint", ""),
-            renew=bool(known and known.state == ENROLLED),
-            readmit=bool(known and known.state == REVOKED),
+            renew=bool(known and not known.revoked),
+            readmit=bool(known and known.revoked),
             lifetime=life,
             actor="helm",
         )
@@ -241,7 +239,7 @@ def _near_end(not_after: str, life: dt.timedelta) -> bool:
 def _revoke(names: Iterable[str], ca: CA, registry: Registry) -> None:
     for site in names:
         entry = registry.sites().get(site)
-        if entry is not None and entry.state == ENROLLED:
+        if entry is not None and not entry.revoked:
             revoke(ca, site, registry, reason="certs.revoke in the chart's values", actor="helm")
             print(f"{site}: revoked")
 
@@ -329,18 +327,8 @@ def _store_public(
 ) -> None:
     """What anybody may see: the list of hospitals, certificates, roots, the revocation list."""
     entries = registry.sites()
-    public = PublicRegistry(
-        sites={
-            name: EnrolledSite(
-                node_public_key=entry.node_key,
-                signing_public_key=entry.signing_key,
-                revoked_at=_unix(entry.revoked_at) if entry.state == REVOKED else None,
-            )
-            for name, entry in entries.items()
-        }
-    )
     files = {
-        "registry.json": public.model_dump_json(indent=1).encode(),
+        "registry.json": registry.path.read_bytes(),
         "ca.crt": roots,
         "ca.fingerprint": f"{fingerprint}\n".encode(),
         "crl.pem": paths.crl.read_bytes(),
@@ -354,15 +342,13 @@ def _store_public(
         if path.exists():
             files[name] = path.read_bytes()
     for name in entries:
-        bundle = provider.stored("configmaps", f"bundle-{name}") if name not in paths.sites else None
+        bundle = (
+            provider.stored("configmaps", f"bundle-{name}") if name not in paths.sites else None
+        )
         if bundle is not None and "bundle.json" in bundle.files:
             body = json.loads(bundle.files["bundle.json"])
             files[f"site-{name}.crt"] = body["certificate"].encode()
     provider.store("configmaps", "public", files)
-
-
-def _unix(stamp: str) -> float:
-    return dt.datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
 
 
 def _ca_files(paths: FederationPaths) -> dict[str, bytes]:
