@@ -12,6 +12,7 @@ from .envelope import MAX_HEADER_BYTES, Envelope
 from .errors import ProtocolError
 
 _HEAD = struct.Struct(">BIHQ")
+_CHUNK = 1 << 20
 MAX_PAYLOAD_BYTES = 4 << 30  # an 8B model's all-linear adapter of rank 256 in float32 is 2.5 GiB
 
 
@@ -84,11 +85,12 @@ def _kind(number: int) -> Kind:
 
 
 def _exactly(stream: socket.socket, size: int) -> bytes:
-    buffer = bytearray(size)
-    view = memoryview(buffer)
-    while view:
-        count = stream.recv_into(view)
-        if not count:
+    # Memory follows what has arrived: a length of 4 GiB with nothing behind it must cost nothing.
+    parts, missing = [], size
+    while missing:
+        part = stream.recv(min(missing, _CHUNK))
+        if not part:
             raise ProtocolError("the connection ended inside a frame")
-        view = view[count:]
-    return bytes(buffer)
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts)
