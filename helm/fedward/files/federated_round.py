@@ -34,9 +34,7 @@ def study(rounds: int, sites: list[str]) -> StudySettings:
             "evaluation": demo.evaluation.model_copy(
                 update={"lone_baseline": False, "max_examples": 120}
             ),
-            "rounds": demo.rounds.model_copy(
-                update={"count": rounds, "minimum_sites": len(sites)}
-            ),
+            "rounds": demo.rounds.model_copy(update={"count": rounds, "minimum_sites": len(sites)}),
         }
     )
 
