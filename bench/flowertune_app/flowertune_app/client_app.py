@@ -8,6 +8,7 @@ for each tensor. Trainer and data set libraries are left out, so it starts faste
 import json
 import os
 import time
+from pathlib import Path
 
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -45,8 +46,7 @@ def train(msg: Message, context: Context) -> Message:
     arrays = msg.content["arrays"]
     if len(arrays):
         set_peft_model_state_dict(model, arrays.to_torch_state_dict())
-    with open(os.environ["FLOWERTUNE_DATA"]) as file:
-        rows = [json.loads(line) for line in file]
+    rows = [json.loads(line) for line in Path(os.environ["FLOWERTUNE_DATA"]).open()]
     size, steps = int(cfg["batch-size"]), int(cfg["steps"])
     texts = [f"{row['instruction']}\n{row['output']}" for row in rows][: size * steps]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)

@@ -14,7 +14,9 @@ app = ServerApp()
 class Timed(FedAvg):
     """FedAvg that notes when a round began and how long its slowest client trained."""
 
-    rounds: list[dict[str, float]] = []
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.rounds = []
 
     def configure_train(self, server_round, arrays, config, grid):
         """Note the start of a round."""
