@@ -23,7 +23,7 @@ from .access import READERS
 from .certificates import not_after
 from .depends import ThePlane
 from .gauges import hospital_samples
-from .models import Counter, Node, Round, SiteRound, SiteTotal, Study
+from .models import Counter, Round, SiteRound, SiteTotal, Study
 from .plane import Plane
 from .problems import Problem, documented
 from .reading import remaining_seconds
@@ -69,9 +69,9 @@ def render(plane: Plane) -> str:
                 blocks[name].append(lines)
         plane.rendered = {study.study_id: plane.rendered[study.study_id] for study in chosen}
         _counter_lines(blocks, session, "")
-        rows = session.execute(select(*Node.__table__.columns)).all()
+        registry = plane.enrolled.registry()
+        hospital_samples(blocks, session, plane.reports.all(), registry, now)
     _own_lines(blocks, plane)
-    hospital_samples(blocks, rows, plane.reports.all(), plane.enrolled.registry(), now)
     return "".join(_families(blocks))
 
 
@@ -101,7 +101,7 @@ def _study_blocks(plane: Plane, session: Session, study: Study) -> dict[str, str
     _study_lines(blocks, session, study)
     _site_lines(blocks, session, study.study_id)
     _counter_lines(blocks, session, study.study_id)
-    made = {name: "\n".join(lines) for name, lines in blocks.items()}
+    made = {name: "\n".join(lines) for name, lines in blocks.items() if lines}
     plane.rendered[study.study_id] = (study.last_seq, made)
     return made
 

@@ -1,85 +1,135 @@
-"""The samples that are one hospital's: node, link, trainer, GPUs."""
+"""The samples that are one hospital's: node, link, trainer, GPUs.
 
-from collections.abc import Iterable
+Written metric by metric and not hospital by hospital: a thousand hospitals have 33,000 samples, and
+a call for each took four times as long as the comprehensions below.
+"""
+
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
 from protocol import metrics
-from protocol.metrics import Metric
+from protocol.messages import Gpu
+from protocol.metrics import NODE_SILENT_SECONDS, Metric
 from protocol.registry import Registry
 from protocol.states import TrainerState
 
 from .live import Report
-from .reading import is_up
+from .models import Node
 
 STATUSES: Final = ("unregistered", "registered", "online", "offline")
+Blocks = dict[str, list[str]]
+
+_COLUMNS: Final = select(
+    Node.site,
+    Node.status,
+    Node.last_heartbeat_at,
+    Node.last_pull_at,
+    Node.wire_in_base + Node.wire_in,
+    Node.wire_out_base + Node.wire_out,
+    Node.refused_base + Node.refused,
+).order_by(Node.site)
 
 
 def hospital_samples(
-    blocks: dict[str, list[str]],
-    rows: Iterable[Any],
-    reports: dict[str, Report],
-    registry: Registry,
-    now: float,
+    blocks: Blocks, session: Session, reports: dict[str, Report], registry: Registry, now: float
 ) -> None:
     """Write every hospital's samples, in the order of their names."""
-    known = {row.site: row for row in rows}
-    for site in sorted(set(known) | set(reports) | set(registry.sites)):
-        enrolled = registry.sites.get(site)
-        revoked = enrolled is not None and enrolled.revoked_at is not None
-        _put(blocks, metrics.NODE_REVOKED, site, int(revoked))
-        row, report = known.get(site), reports.get(site)
-        # A hospital that was revoked is not down; that it is away is what was wanted.
-        if not revoked:
-            _put(blocks, metrics.NODE_UP, site, int(is_up(row, report, now)))
-        if row is not None:
-            _node(blocks, site, row)
-        if report is not None:
-            _report(blocks, site, report)
+    rows = session.execute(_COLUMNS).all()
+    _nodes(blocks, rows)
+    _reports(blocks, sorted(reports.items()))
+    names = sorted({row[0] for row in rows} | set(reports) | set(registry.sites))
+    revoked = {name for name, site in registry.sites.items() if site.revoked_at is not None}
+    _column(blocks, metrics.NODE_REVOKED, [(name, int(name in revoked)) for name in names])
+    up = _up(rows, reports, now)
+    # A hospital that was revoked is not down; that it is away is what was wanted.
+    _column(
+        blocks,
+        metrics.NODE_UP,
+        [(name, int(name in up)) for name in names if name not in revoked],
+    )
 
 
-def _node(blocks: dict[str, list[str]], site: str, row: Any) -> None:
+def _up(rows: Sequence[Any], reports: dict[str, Report], now: float) -> set[str]:
+    """Those that are up, as `reading.is_up` decides it for one."""
+    since = now - NODE_SILENT_SECONDS
+    return {
+        row[0]
+        for row in rows
+        if row[1] == "online"
+        and ((row[3] or 0.0) > since or (row[0] in reports and reports[row[0]].received_at > since))
+    }
+
+
+def _nodes(blocks: Blocks, rows: Sequence[Any]) -> None:
     for status in STATUSES:
-        _put(blocks, metrics.NODE_STATUS, site, int(row.status == status), f',status="{status}"')
-    if row.last_heartbeat_at is not None:
-        _put(blocks, metrics.NODE_HEARTBEAT, site, row.last_heartbeat_at)
-    if row.last_pull_at is not None:
-        _put(blocks, metrics.NODE_PULL, site, row.last_pull_at)
-    up, down = row.wire_in_base + row.wire_in, row.wire_out_base + row.wire_out
-    _put(blocks, metrics.SITE_WIRE_BYTES, site, up, ',direction="up"')
-    _put(blocks, metrics.SITE_WIRE_BYTES, site, down, ',direction="down"')
-    _put(blocks, metrics.NODE_REFUSED, site, row.refused_base + row.refused)
+        pairs = [(row[0], 1 if row[1] == status else 0) for row in rows]
+        _column(blocks, metrics.NODE_STATUS, pairs, f',status="{status}"')
+    _column(blocks, metrics.NODE_HEARTBEAT, [(row[0], row[2]) for row in rows])
+    _column(blocks, metrics.NODE_PULL, [(row[0], row[3]) for row in rows])
+    _column(blocks, metrics.SITE_WIRE_BYTES, [(row[0], row[4]) for row in rows], _UP)
+    _column(blocks, metrics.SITE_WIRE_BYTES, [(row[0], row[5]) for row in rows], _DOWN)
+    _column(blocks, metrics.NODE_REFUSED, [(row[0], row[6]) for row in rows])
 
 
-def _report(blocks: dict[str, list[str]], site: str, report: Report) -> None:
-    progress, health = report.progress, report.progress.health
-    _put(blocks, metrics.NODE_REPORT, site, report.received_at)
-    _put(blocks, metrics.NODE_CLOCK_OFFSET, site, report.clock_offset)
-    _put(blocks, metrics.TRAINER_RESTARTS, site, report.trainer_restarts)
-    _put(blocks, metrics.TRAINER_STARTED, site, report.trainer_started_at)
-    _put(blocks, metrics.TRAINER_BASE_LOADS, site, health.base_loads)
+_UP: Final = ',direction="up"'
+_DOWN: Final = ',direction="down"'
+
+
+def _reports(blocks: Blocks, known: list[tuple[str, Report]]) -> None:
+    _column(blocks, metrics.NODE_REPORT, [(name, one.received_at) for name, one in known])
+    _column(blocks, metrics.NODE_CLOCK_OFFSET, [(name, one.clock_offset) for name, one in known])
+    _column(blocks, metrics.TRAINER_RESTARTS, [(name, one.trainer_restarts) for name, one in known])
+    _column(
+        blocks, metrics.TRAINER_STARTED, [(name, one.trainer_started_at) for name, one in known]
+    )
+    progress = [(name, one.progress) for name, one in known]
+    _column(
+        blocks,
+        metrics.SITE_PROGRESS,
+        [(name, min(one.step / one.steps, 1.0) if one.steps else 0.0) for name, one in progress],
+    )
+    _column(
+        blocks, metrics.SITE_TOKEN_RATE, [(name, one.tokens_per_second) for name, one in progress]
+    )
+    health = [(name, one.health) for name, one in progress]
     for state in TrainerState:
-        _put(blocks, metrics.TRAINER_STATE, site, int(health.state is state), f',state="{state}"')
-    done = progress.step / progress.steps if progress.steps else 0.0
-    _put(blocks, metrics.SITE_PROGRESS, site, min(done, 1.0))
-    _put(blocks, metrics.SITE_TOKEN_RATE, site, progress.tokens_per_second)
-    if health.cpu is not None:
-        _put(blocks, metrics.NODE_CPU, site, health.cpu)
-    _put(blocks, metrics.NODE_MEMORY_USED, site, health.memory_used_bytes)
-    _put(blocks, metrics.NODE_MEMORY_SIZE, site, health.memory_total_bytes)
-    _put(blocks, metrics.NODE_DISK_FREE, site, health.disk_free_bytes)
-    _put(blocks, metrics.NODE_DISK_SIZE, site, health.disk_total_bytes)
-    _put(blocks, metrics.NODE_GPUS, site, len(health.gpus))
-    for gpu in health.gpus:
-        own = f',gpu="{gpu.index}"'
-        _put(blocks, metrics.GPU_MEMORY_USED, site, gpu.memory_used_bytes, own)
-        _put(blocks, metrics.GPU_MEMORY_SIZE, site, gpu.memory_total_bytes, own)
-        if gpu.utilisation is not None:
-            _put(blocks, metrics.GPU_UTILISATION, site, gpu.utilisation, own)
-        if gpu.temperature_celsius is not None:
-            _put(blocks, metrics.GPU_TEMPERATURE, site, gpu.temperature_celsius, own)
+        pairs = [(name, 1 if one.state is state else 0) for name, one in health]
+        _column(blocks, metrics.TRAINER_STATE, pairs, f',state="{state}"')
+    for metric, field in (
+        (metrics.TRAINER_BASE_LOADS, "base_loads"),
+        (metrics.NODE_CPU, "cpu"),
+        (metrics.NODE_MEMORY_USED, "memory_used_bytes"),
+        (metrics.NODE_MEMORY_SIZE, "memory_total_bytes"),
+        (metrics.NODE_DISK_FREE, "disk_free_bytes"),
+        (metrics.NODE_DISK_SIZE, "disk_total_bytes"),
+    ):
+        _column(blocks, metric, [(name, getattr(one, field)) for name, one in health])
+    _column(blocks, metrics.NODE_GPUS, [(name, len(one.gpus)) for name, one in health])
+    _gpus(blocks, [(name, gpu) for name, one in health for gpu in one.gpus])
 
 
-def _put(
-    blocks: dict[str, list[str]], metric: Metric, site: str, value: float, more: str = ""
+def _gpus(blocks: Blocks, gpus: list[tuple[str, Gpu]]) -> None:
+    for metric, field in (
+        (metrics.GPU_MEMORY_USED, "memory_used_bytes"),
+        (metrics.GPU_MEMORY_SIZE, "memory_total_bytes"),
+        (metrics.GPU_UTILISATION, "utilisation"),
+        (metrics.GPU_TEMPERATURE, "temperature_celsius"),
+    ):
+        head = f'{metric.name}{{site="'
+        blocks[metric.name] += [
+            f'{head}{name}",gpu="{gpu.index}"}} {value!r}'
+            for name, gpu in gpus
+            if (value := getattr(gpu, field)) is not None
+        ]
+
+
+def _column(
+    blocks: Blocks, metric: Metric, pairs: Iterable[tuple[str, float | None]], more: str = ""
 ) -> None:
-    blocks[metric.name].append(f'{metric.name}{{site="{site}"{more}}} {value!r}')
+    head, tail = f'{metric.name}{{site="', f'"{more}}} '
+    blocks[metric.name] += [
+        f"{head}{site}{tail}{value!r}" for site, value in pairs if value is not None
+    ]

@@ -1,0 +1,186 @@
+"""The control plane with 1,000 hospitals and 10,000 rounds: scrape, page, ingest.
+
+    python -m bench.dashboard [--sites 1000] [--rounds 10000] [--json]
+
+A real control plane (uvicorn, TLS, SQLite) is filled and asked over HTTPS on loopback; each figure
+is the median of the requests. The goal is a scrape in under 50 ms.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+from sqlalchemy import insert
+
+from dashboard.database import Database
+from dashboard.models import Round, SiteRound
+from dashboard.recording import record
+from protocol.control import EVENTS, INGEST_EVENTS, INGEST_NODES, NODES, STUDIES, Role
+from protocol.states import SiteOutcome
+from tests.dashboard.chromium import browser, missing
+from tests.dashboard.factories import SITES, Story, health, progress, snapshot
+from tests.dashboard.service import Service
+
+LONG, WIDE = "long-000001", "wide-000001"
+
+
+def main() -> int:
+    """Fill, measure, print."""
+    parser = argparse.ArgumentParser(prog="python -m bench.dashboard", description=__doc__)
+    parser.add_argument("--sites", type=int, default=1_000)
+    parser.add_argument("--rounds", type=int, default=10_000)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="fedward-bench-") as folder:
+        service = Service(Path(folder))
+        try:
+            found = _measure(service, chosen.sites, chosen.rounds)
+        finally:
+            service.stop()
+    if chosen.json:
+        print(json.dumps(found, indent=2))
+    else:
+        for name, value in found.items():
+            print(f"{name:<44} {value:>12,.1f}")
+    return 0
+
+
+def _measure(service: Service, count: int, rounds: int) -> dict[str, float]:
+    sites = tuple(f"site-{number:04d}" for number in range(count))
+    wide = Story(WIDE)
+    service.send(wide.beginning(sites))
+    begun = time.perf_counter()
+    events = wide.a_round(1, sites)
+    service.send(events)
+    ingest = len(events) / (time.perf_counter() - begun)
+    _nodes(service, sites)
+    _long_study(service, rounds)
+    found: dict[str, float] = {"events taken a second": ingest}
+    with service.client(Role.OPERATOR) as client:
+        found["scrape, ms"] = _ms(client, "/metrics")
+        samples = [line for line in client.get("/metrics").text.splitlines() if line[0] != "#"]
+        found["samples in a scrape"] = len(samples)
+        # One more event of the wide study: its part must be rendered again.
+        steps = iter(range(2, 100))
+
+        def tell() -> None:
+            service.send([wide.round_started(next(steps), sites)])
+
+        found["scrape just after an event, ms"] = _ms(client, "/metrics", times=5, before=tell)
+        for name, path in (
+            ("studies, ms", STUDIES),
+            ("study of 10,000 rounds, ms", f"{STUDIES}/{LONG}"),
+            ("curves of 10,000 rounds, ms", f"{STUDIES}/{LONG}/curves"),
+            ("study of 1,000 hospitals, ms", f"{STUDIES}/{WIDE}"),
+            ("500 hospitals, ms", f"{NODES}?limit=500"),
+            ("newest 200 events, ms", f"{EVENTS}?order=newest&limit=200"),
+        ):
+            found[name] = _ms(client, path)
+    if not missing():
+        found["overview in Chromium until drawn, ms"] = _page(service, "/")
+        found["long study in Chromium until drawn, ms"] = _page(service, f"/studies/{LONG}")
+    database = service.folder / "state" / "control-plane.sqlite"
+    found["database, MB"] = database.stat().st_size / 1e6
+    return found
+
+
+def _nodes(service: Service, sites: tuple[str, ...]) -> None:
+    body = [snapshot(site).model_dump(mode="json") for site in sites]
+    with service.client(Role.AGGREGATOR) as client:
+        assert client.post(INGEST_NODES, json=body).status_code == 200
+        # Health as it travels with replies, so that every hospital has a report.
+        story = Story("health-000001")
+        batch = [story.queued(), *(story.prepared(site, health=health()) for site in sites)]
+        client.post(INGEST_EVENTS, json=[event.model_dump(mode="json") for event in batch])
+    assert progress(sites[0]).health.gpus
+
+
+def _long_study(service: Service, rounds: int) -> None:
+    """Written past the API: 50,000 events would take longer than everything that is measured."""
+    story = Story(LONG, start=time.time() - 10 * rounds)
+    database = Database(f"sqlite:///{service.folder / 'state' / 'control-plane.sqlite'}")
+    with database.writing() as session:
+        record(session, story.beginning())
+        session.execute(
+            insert(Round),
+            [
+                {
+                    "study_id": LONG,
+                    "round": number,
+                    "started_at": story.clock + 10 * number,
+                    "deadline_at": story.clock + 10 * number + 9,
+                    "finished_at": story.clock + 10 * number + 8,
+                    "sites_asked": 3,
+                    "aggregated": True,
+                    "sites_ok": 3,
+                    "seconds": 8.0,
+                    "train_loss": 2.0 / number,
+                    "eval_loss": 2.1 / number,
+                    "eval_accuracy": 1 - 1 / (number + 1),
+                }
+                for number in range(1, rounds)
+            ],
+        )
+        session.execute(
+            insert(SiteRound),
+            [
+                {
+                    "study_id": LONG,
+                    "round": number,
+                    "task": "train",
+                    "site": site,
+                    "at": story.clock + 10 * number,
+                    "outcome": SiteOutcome.OK,
+                }
+                for number in range(1, rounds)
+                for site in SITES
+            ],
+        )
+        record(session, story.a_round(rounds))
+    database.close()
+
+
+def _ms(
+    client: httpx.Client,
+    path: str,
+    *,
+    times: int = 15,
+    before: Callable[[], None] | None = None,
+) -> float:
+    client.get(path)
+    taken = []
+    for _ in range(times):
+        if before is not None:
+            before()
+        begun = time.perf_counter()
+        answer = client.get(path)
+        taken.append(time.perf_counter() - begun)
+        assert answer.status_code == 200, answer.text
+    return 1000 * statistics.median(taken)
+
+
+def _page(service: Service, path: str) -> float:
+    """From the address to drawn charts, with a warm browser."""
+    with browser() as window:
+        window.size(1280, 900, dark=False)
+        window.go(service.url + "/")
+        window.wait("document.getElementById('token')")
+        window.run(
+            "const token = document.getElementById('token');"
+            "token.value = arguments[0]; token.form.requestSubmit();",
+            service.token(Role.OPERATOR),
+        )
+        window.wait("document.querySelectorAll('.u-wrap').length >= 1", 60)
+        begun = time.perf_counter()
+        window.go(service.url + path)
+        window.wait("document.querySelectorAll('.u-wrap').length >= 1", 60)
+        return 1000 * (time.perf_counter() - begun)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
