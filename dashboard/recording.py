@@ -26,7 +26,7 @@ from protocol.events import (
     StudyStarted,
 )
 from protocol.messages import Evaluation, Health, Timing, Training
-from protocol.states import SiteOutcome, StudyState
+from protocol.states import Reason, SiteOutcome, StudyState
 
 from .book import Book
 from .counting import Tally
@@ -163,7 +163,9 @@ def _apply(book: Book, study: Study, event: Event, tally: Tally) -> None:
     """Bring the tables up to date with one event."""
     match event:
         case StudyQueued():
-            pass
+            # A counter that is first seen at 1 has no increase; alerts need to have seen its 0.
+            for result in ("aggregated", "skipped"):
+                tally.add(metrics.ROUNDS, 0, study=study.study_id, result=result)
         case StudyStarted():
             study.state = StudyState.RUNNING
             study.started_at = study.started_at or event.at
@@ -292,6 +294,9 @@ def _learnt(training: Training | None, evaluation: Evaluation | None) -> dict[st
 
 
 def _site_prepared(book: Book, event: SitePrepared, tally: Tally) -> None:
+    own = {"study": event.study_id, "site": event.site}
+    zero = {"outcome": SiteOutcome.REFUSED, "reason": Reason.NOT_FINITE}  # seen before it counts
+    tally.add(metrics.SITE_RESULTS, 0.0, **own, **zero)
     total = book.total(event.study_id, event.site)
     total.train_examples = event.train_examples
     total.heldout_examples = event.heldout_examples
