@@ -14,7 +14,7 @@
     /out/<site>-data      the demo's rows              in the demo only
     /out/model            the demo's base model        in the demo only
 
-A container that is not in the topology has no folder under /out, and is left out.
+A container that is not in the topology has no volume there, and is left out.
 """
 
 import argparse
@@ -46,7 +46,13 @@ from protocol.registry import EnrolledSite, Registry
 
 log = logging.getLogger("fedward.init")
 
-MONITORS = ("prometheus", "alertmanager")
+MONITORS = ("prometheus", "alertmanager", "grafana")
+# For promtool and amtool, whose health checks have to show a certificate as everybody else.
+CLIENT_YML = b"""tls_config:
+  ca_file: /etc/fedward/ca.crt
+  cert_file: /etc/fedward/operator.crt
+  key_file: /etc/fedward/operator.key
+"""
 SHARED = 0o640  # readable by the group that Prometheus and Alertmanager are put in
 PRIVATE = 0o600
 SOCKET = "/run/fedward/trainer.sock"
@@ -64,9 +70,13 @@ class Plan:
     demo: bool
 
     def folder(self, name: str) -> Path | None:
-        """A container's folder, if that container is in this topology."""
+        """A container's folder, if that container is in this topology.
+
+        The image has every folder, for the owner of a new volume; without a volume it is on the
+        read-only root.
+        """
         path = self.out / name
-        return path if path.is_dir() else None
+        return path if path.is_dir() and os.access(path, os.W_OK) else None
 
 
 def make(plan: Plan) -> None:
@@ -218,6 +228,7 @@ def _monitoring(
     _copy(paths.operator.cert, folder / "operator.crt")
     _copy(paths.operator.key, folder / "operator.key", SHARED)
     _write(folder / "operator.token", tokens[Role.OPERATOR], SHARED)
+    _write(folder / "client.yml", CLIENT_YML)
     ca = CA.load(paths.ca_folder)
     kept = plan.pki / "monitoring"
     kept.mkdir(exist_ok=True, mode=0o700)
