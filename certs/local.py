@@ -101,6 +101,7 @@ def make_federation(
     *,
     lifetime: dt.timedelta = LEAF_LIFETIME,
     ca_lifetime: dt.timedelta = CA_LIFETIME,
+    passphrase: str = "",
     now: dt.datetime | None = None,
 ) -> FederationPaths:
     """Make what is missing, renew what is near its end, keep the rest; then name every file.
@@ -115,6 +116,7 @@ def make_federation(
         server_names: under which the aggregator and the control plane are reached.
         lifetime: of leaves.
         ca_lifetime: of the root.
+        passphrase: of the CA's key, when that is encrypted.
         now: the time, for tests.
 
     Raises:
@@ -128,7 +130,7 @@ def make_federation(
     paths = federation_paths(folder, sites)
     make_folder(folder)
     with locked(folder):
-        ca = _ca(paths.ca_folder, ca_lifetime, lifetime, now)
+        ca = _ca(paths.ca_folder, passphrase, ca_lifetime, lifetime, now)
         _study_key(paths)
         for server in (paths.aggregator, paths.control_plane):
             _server(ca, server, server_names, lifetime, now)
@@ -203,11 +205,17 @@ def server_paths(folder: Path) -> ServerPaths:
     )
 
 
-def _ca(folder: Path, ca_lifetime: dt.timedelta, lifetime: dt.timedelta, now: dt.datetime) -> CA:
+def _ca(
+    folder: Path,
+    passphrase: str,
+    ca_lifetime: dt.timedelta,
+    lifetime: dt.timedelta,
+    now: dt.datetime,
+) -> CA:
     """The CA in `folder`, or a new root beside the old one when that is near its end."""
     if not (folder / "state.json").exists():
-        return CA.create(lifetime=ca_lifetime, now=now).save(folder)
-    ca = CA.load(folder)
+        return CA.create(lifetime=ca_lifetime, now=now).save(folder, passphrase=passphrase)
+    ca = CA.load(folder, passphrase=passphrase)
     old = ca.previous_root
     if old and old.not_valid_after_utc <= now:
         ca.finish_rollover(force=True, now=now)

@@ -21,8 +21,8 @@ from protocol.study import StudySettings, load_study
 from server.report import report as build_report
 from server.report import write_report
 
+from . import cli_certs, cli_node, launcher, summary, watch
 from . import demo as demo_module
-from . import launcher, summary, watch
 from .control import Address, ControlPlane
 from .federation import Federation, FederationSettings, Layout, existing, load_federation, prepare
 
@@ -37,6 +37,8 @@ app = typer.Typer(
     help="Hospitals fine-tune one language model together while every patient record stays where "
     "it is. Start with [bold]fedward demo[/]: three hospitals on this machine, no download.",
 )
+app.add_typer(cli_certs.app, name="certs")
+app.add_typer(cli_node.app, name="node")
 out = Console()
 err = Console(stderr=True)
 
