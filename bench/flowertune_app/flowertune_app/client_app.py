@@ -46,7 +46,8 @@ def train(msg: Message, context: Context) -> Message:
     arrays = msg.content["arrays"]
     if len(arrays):
         set_peft_model_state_dict(model, arrays.to_torch_state_dict())
-    rows = [json.loads(line) for line in Path(os.environ["FLOWERTUNE_DATA"]).open()]
+    lines = Path(os.environ["FLOWERTUNE_DATA"]).read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     size, steps = int(cfg["batch-size"]), int(cfg["steps"])
     texts = [f"{row['instruction']}\n{row['output']}" for row in rows][: size * steps]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
