@@ -62,7 +62,8 @@ def _download(base: str) -> Path:
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise Refusal(
             Reason.MODEL_UNREADABLE,
-            f"model.base = {base!r}: cannot be had from the hub ({type(error).__name__}): {error}",
+            f"model.base = {base!r}: cannot be had from the hub ({type(error).__name__})",
+            hint="check the id and this machine's network, or set model.path in site.toml",
         ) from error
 
 

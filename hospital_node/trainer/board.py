@@ -39,10 +39,14 @@ class Board:
             self._fields |= {"step": 0, "steps": steps, "loss": None}
             self._began, self._tokens = time.monotonic(), 0
 
-    def step(self, step: int, *, loss: float | None = None, tokens: int = 0) -> None:
-        """Step number `step` ended; `tokens` real tokens went through it."""
+    def step(
+        self, step: int, *, steps: int = 0, loss: float | None = None, tokens: int = 0
+    ) -> None:
+        """Step `step` (of `steps`, if that is news) ended; `tokens` real tokens went through it."""
         with self._lock:
             self._fields["step"] = step
+            if steps:
+                self._fields["steps"] = steps
             if loss is not None:
                 self._fields["loss"] = loss
             self._tokens += tokens

@@ -113,7 +113,10 @@ class Resident:
         try:
             with torch.no_grad(), self.autocast():
                 short = self._head()(self._hidden(probe)).float()
-                return bool(torch.allclose(short, self._full_logits(probe).float(), atol=1e-2))
+                full = self._full_logits(probe).float()
+                # The same products in the same order differ by nothing; a soft cap on the small
+                # logits of an untrained model differs by as little as 1e-4.
+                return bool((short - full).abs().max() <= 1e-5 * full.abs().max())
         except (TypeError, AttributeError, RuntimeError, IndexError):
             return False
 

@@ -137,32 +137,39 @@ class Service:
             return None
 
     def _work(self) -> None:
-        """The worker: one job after another, in the thread that owns torch."""
+        """The worker's life; whatever ends it early ends the process, with a sentence."""
         try:
-            quiet_libraries(allow_hub=self.site.model.allow_hub)
+            tasks = self._load_libraries()
+            self._board.idle()
+            while (job := self._inbox.queue.get()) is not None and not self._stop.is_set():
+                self._do(job, tasks)
+        except FedwardError as error:
+            self._failure = error
+            self._stop.set()
+        except Exception as error:
+            log.exception("the worker ended")
+            self._failure = FedwardError(f"the trainer's worker ended: {type(error).__name__}")
+            self._stop.set()
+
+    def _load_libraries(self) -> "Tasks":
+        """Import torch and its kin in this thread, which alone uses them."""
+        quiet_libraries(allow_hub=self.site.model.allow_hub)
+        try:
             import torch
 
             from .model import warm_up
             from .tasks import Tasks
 
             warm_up()
-            if self.site.trainer.threads:
-                torch.set_num_threads(self.site.trainer.threads)
-            self._tasks = Tasks(self.site, self._rows, self._secret, self._board)
-        except FedwardError as error:
-            self._failure = error
-            self._stop.set()
-            return
         except (ImportError, OSError) as error:
-            self._failure = SettingsError(f"the trainer's libraries cannot be loaded: {error}")
-            self._stop.set()
-            return
-        self._board.idle()
-        while True:
-            job = self._inbox.queue.get()
-            if job is None or self._stop.is_set():
-                return
-            self._do(job, self._tasks)
+            raise SettingsError(
+                f"the trainer's libraries cannot be loaded: {error}",
+                hint="install them: pip install 'fedward[trainer]'",
+            ) from error
+        if self.site.trainer.threads:
+            torch.set_num_threads(self.site.trainer.threads)
+        self._tasks = Tasks(self.site, self._rows, self._secret, self._board)
+        return self._tasks
 
     def _do(self, job: Job, tasks: "Tasks") -> None:
         """Do one job and set its future, whatever happens."""

@@ -294,8 +294,8 @@ class Tasks:
         )
         self._board.enter(TrainerState.EVALUATING)
 
-        def on_batch(done: int, _: int) -> None:
-            self._board.step(done)
+        def on_batch(done: int, sequences: int) -> None:
+            self._board.step(done, steps=sequences)
             check()
 
         with clock("evaluate"):

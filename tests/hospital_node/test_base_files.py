@@ -96,3 +96,26 @@ def test_no_download_unless_the_site_allows_it() -> None:
     """A hub id is refused with the two settings that would help."""
     with pytest.raises(Refusal, match=r"model\.path in site\.toml.*model\.allow_hub = true"):
         find_base("org/model", SiteModelSettings())
+
+
+def test_a_hub_that_cannot_be_reached_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With downloads allowed, a model that cannot be had is refused by name, in one line."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(Refusal, match="cannot be had from the hub") as caught:
+        find_base("fedward-test/no-such-model", SiteModelSettings(allow_hub=True))
+    assert "\n" not in str(caught.value)
+
+
+def test_only_safetensors_and_text_are_downloaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No pickled weights and no code come from the hub."""
+    asked: list[list[str]] = []
+
+    def download(_: str, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert find_base("org/model", SiteModelSettings(allow_hub=True)) == tmp_path
+    assert not any(pattern.endswith((".bin", ".py", "*")) for pattern in asked[0])

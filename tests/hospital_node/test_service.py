@@ -199,6 +199,38 @@ def test_a_large_update_does_not_leave(shared: Client) -> None:
     assert (reply.training, reply.payload, data) == (None, None, b"")
 
 
+# Its files
+
+
+def test_everything_it_writes_is_private(shared: Client) -> None:
+    """Socket, ledger, caches and keys below the state folder are for this user alone."""
+    manifest_of(shared, study())
+    found = list((shared.site.home / "state").rglob("*"))
+    assert {"trainer.sock", "ledger.jsonl", "cache", "fingerprint.key"} <= {f.name for f in found}
+    for file in found:
+        assert stat.S_IMODE(file.stat().st_mode) & 0o077 == 0, file
+
+
+def test_a_full_disk_lets_nothing_out(shared: Client) -> None:
+    """When the ledger cannot be written no reply leaves, and the status says that it is broken."""
+    if shutil.which("prlimit") is None:
+        pytest.skip("needs prlimit of util-linux")
+    limit = ["prlimit", f"--pid={_pid(shared)}"]
+    asked = request(Task.PREPARE, study(name="full"), evaluate=False)
+    # The kernel then refuses to let any file of that process grow beyond one byte.
+    subprocess.run([*limit, "--fsize=1:unlimited"], check=True)
+    try:
+        with shared.connect() as stream:
+            envelope = seal(asked, b"", shared.site.coordinator, context="request")
+            send(stream, Kind.REQUEST, envelope)
+            assert receive(stream) is None
+        assert shared.status().health.state is TrainerState.BROKEN
+    finally:
+        subprocess.run([*limit, "--fsize=unlimited:unlimited"], check=True)
+    reply, _ = shared.ask(asked)
+    assert reply.reason is None, "and it goes on when there is room again"
+
+
 # A bad link
 
 
@@ -237,12 +269,17 @@ def test_a_gigantic_length_costs_no_memory(shared: Client) -> None:
         assert shared.status()
 
 
-def _rss(client: Client) -> int:
-    """Resident bytes of the process behind the socket."""
+def _pid(client: Client) -> int:
+    """The process behind the socket."""
     with client.connect() as stream:
         credentials = stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    pid = struct.unpack("3i", credentials)[0]
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    pid: int = struct.unpack("3i", credentials)[0]
+    return pid
+
+
+def _rss(client: Client) -> int:
+    """Its resident bytes."""
+    pages = int(Path(f"/proc/{_pid(client)}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGESIZE")
 
 
@@ -365,6 +402,7 @@ def test_a_killed_trainers_successor_does_the_round(
     assert reply.reason is None
     again, _ = second.client.ask(short, payload)
     assert again == reply
+    assert second.stop(signal.SIGINT) == 0, "Ctrl-C ends it as SIGTERM does"
 
 
 def test_a_second_trainer_is_refused(start: Callable[..., Trainer], site: SiteFolder) -> None:
@@ -435,35 +473,3 @@ def test_a_start_that_cannot_be_is_one_sentence(site: SiteFolder, what: str, sen
     assert "Traceback" not in done.stderr
     assert PATIENT not in done.stderr
     assert not (site.home / "state/trainer.sock").exists()
-
-
-def test_everything_it_writes_is_private(start: Callable[..., Trainer], site: SiteFolder) -> None:
-    """Socket, ledger, caches and keys below the state folder are for this user alone."""
-    trainer = start(site)
-    manifest_of(trainer.client, study())
-    found = list((site.home / "state").rglob("*"))
-    assert {"trainer.sock", "ledger.jsonl", "cache", "fingerprint.key"} <= {f.name for f in found}
-    for file in found:
-        assert stat.S_IMODE(file.stat().st_mode) & 0o077 == 0, file
-    assert trainer.stop(signal.SIGINT) == 0, "Ctrl-C ends it as SIGTERM does"
-
-
-def test_a_full_disk_lets_nothing_out(start: Callable[..., Trainer], site: SiteFolder) -> None:
-    """When the ledger cannot be written no reply leaves, and the status says that it is broken."""
-    if shutil.which("prlimit") is None:
-        pytest.skip("needs prlimit of util-linux")
-    trainer = start(site)
-    client = trainer.client
-    wait_for(client, TrainerState.IDLE)
-    with client.connect() as stream:
-        pid = struct.unpack("3i", stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-    # The kernel then refuses to let any file of that process grow beyond what it is.
-    subprocess.run(["prlimit", f"--pid={pid}", "--fsize=1:unlimited"], check=True)
-    with client.connect() as stream:
-        asked = request(Task.PREPARE, study(), evaluate=False)
-        send(stream, Kind.REQUEST, seal(asked, b"", site.coordinator, context="request"))
-        assert receive(stream) is None
-    assert client.status().health.state is TrainerState.BROKEN
-    subprocess.run(["prlimit", f"--pid={pid}", "--fsize=unlimited:unlimited"], check=True)
-    reply, _ = client.ask(asked)
-    assert reply.reason is None, "and it goes on when there is room again"
