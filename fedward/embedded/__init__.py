@@ -18,8 +18,8 @@ class DemoSettings:
     rank: int = 16
     alpha: int = 16
     target_modules: str = "all-linear"
-    rows_per_hospital: int = 400
-    own_share: float = 0.94
+    rows_per_hospital: int = 800
+    own_share: float = 0.96
     """Share of a hospital's rows that are of its own specialty."""
     held_out_rows: int = 240
 

@@ -304,8 +304,8 @@ def write_hospital_data(
     folder: Path,
     hospitals: Sequence[str],
     *,
-    rows_per_hospital: int = 400,
-    own_share: float = 0.94,
+    rows_per_hospital: int = 800,
+    own_share: float = 0.96,
     held_out_rows: int = 240,
     seed: int = 0,
 ) -> HospitalData:
