@@ -73,6 +73,7 @@ class Reason(StrEnum):
     DUPLICATE = "duplicate"
     # what Flower says
     NODE_UNAVAILABLE = "node_unavailable"
+    REVOKED = "revoked"  # the coordinator shut the site out while it worked
     CLIENT_APP_DIED = "client_app_died"
     FLOWER_ERROR = "flower_error"
     TOO_LATE = "too_late"

@@ -57,6 +57,14 @@ class Directory:
             if node.public_key in known
         }
 
+    def revoked(self, sites: Iterable[str]) -> set[str]:
+        """Those of `sites` that are shut out by now: what they send counts no more."""
+        wanted = set(sites)
+        if not wanted:
+            return set()
+        self._refresh()
+        return wanted - self._registry.active().keys()
+
     def verify_key(self, site: str) -> Ed25519PublicKey:
         """The key that signs this hospital's replies."""
         return self._registry.sites[site].verify_key

@@ -196,6 +196,7 @@ class Exchange:
     def _look(self) -> Iterator[Answer]:
         if self._clock() - self._looked_at_nodes >= NODES_SECONDS:
             self._looked_at_nodes = self._clock()
+            yield from self._shut_out()
             self._send_again(self._directory.online())
         owners = {
             message_id: pending
@@ -219,6 +220,9 @@ class Exchange:
             log.info("a reply came that is late or was had before; it is dropped")
             return
         pending.message_ids.discard(message_id)
+        if self._directory.revoked({pending.letter.site}):
+            yield self._settle(pending, None, Reason.REVOKED)
+            return
         if not message.has_error():
             yield self._settle(pending, message.content, None)
             return
@@ -280,6 +284,14 @@ class Exchange:
                 batch.append(pending)
         if batch:
             self._send(batch, online)
+
+    def _shut_out(self) -> Iterator[Answer]:
+        """End the wait for hospitals that were revoked: the round goes on with the others."""
+        gone = self._directory.revoked(pending.letter.site for pending in self._pending.values())
+        for pending in list(self._pending.values()):
+            if pending.letter.site in gone:
+                log.warning("%s was revoked; nobody waits for it", pending.letter.site)
+                yield self._settle(pending, None, Reason.REVOKED)
 
     def _expire(self) -> Iterator[Answer]:
         now = self._clock()

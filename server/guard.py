@@ -25,7 +25,7 @@ from protocol.control import FLEET_PREFIX, MAX_PROGRESS_BYTES, SITE_PROGRESS
 from protocol.flower import FLEET_ROUTES, MAX_FLEET_BODY_BYTES
 
 from ._flower import KEY_HEADER
-from .keys import NodeKeys
+from .keys import KnownNode, NodeKeys
 from .wire import WireBook
 
 log = logging.getLogger(__name__)
@@ -52,9 +52,10 @@ REPORT_RATE: Final = (100.0, 300.0)  # by address: behind a load balancer all ho
 class _Refusal(Exception):
     """A request that goes no further."""
 
-    def __init__(self, status: int, reason: str, detail: str) -> None:
+    def __init__(self, status: int, reason: str, detail: str, **facts: str) -> None:
         super().__init__(detail)
-        self.status, self.reason, self.detail = status, reason, detail
+        self.status, self.reason = status, reason
+        self.body = {"detail": detail, "code": reason, **facts}  # the link reads `code` and facts
 
 
 class RateLimit:
@@ -90,18 +91,18 @@ class PublicGuard:
         if scope["type"] != "http":
             return
         headers = dict(scope["headers"])
-        site = self._keys.site_of(headers.get(KEY_HEADER))
+        node = self._keys.node_of(headers.get(KEY_HEADER))
         try:
-            await self._route(scope, headers, site, receive, send)
+            await self._route(scope, headers, node, receive, send)
         except _Refusal as refusal:
-            self._wire.refused(refusal.reason, site or "")
-            await _answer(send, refusal.status, {"detail": refusal.detail, "code": refusal.reason})
+            self._wire.refused(refusal.reason, node.site if node else "")
+            await _answer(send, refusal.status, refusal.body)
 
     async def _route(
         self,
         scope: Scope,
         headers: dict[bytes, bytes],
-        site: str | None,
+        node: KnownNode | None,
         receive: Receive,
         send: Send,
     ) -> None:
@@ -113,18 +114,15 @@ class PublicGuard:
             await self._report(scope, headers, receive, send)
         elif method != "POST" or path not in FLEET_PATHS:
             raise _Refusal(404, "not_found", "there is nothing here")
-        elif site is not None:
-            if not self._known.allow(site):
+        elif node is not None and node.revoked_at is None:
+            if not self._known.allow(node.site):
                 # Flower's client retries 503 with a back-off; at 429 it would give up.
                 raise _Refusal(503, "rate", "too many requests from this hospital")
-            await self._fleet(scope, headers, site, receive, send)
+            await self._fleet(scope, headers, node.site, receive, send)
         elif not self._unknown.allow(_peer(scope)):
             raise _Refusal(429, "rate", "too many requests")
         else:
-            # 401 is what Flower itself answers to a revoked key: a SuperNode then ends in order
-            # and its link says why. It reads 403 as "the run is not running" and goes on, and it
-            # would retry a 503 for ever.
-            raise _Refusal(401, "unknown_key", "this node key is not enrolled, or is revoked")
+            raise _not_let_in(node)
 
     async def _report(
         self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
@@ -180,6 +178,18 @@ class PublicGuard:
             self._bodies[client] -= 1
             if not self._bodies[client]:
                 del self._bodies[client]
+
+
+def _not_let_in(node: KnownNode | None) -> _Refusal:
+    """What a node is told whose key is revoked, or nobody's.
+
+    401 is what Flower itself answers to a revoked key: a SuperNode then ends in order and its link
+    says why. It reads 403 as "the run is not running" and goes on, and would retry a 503 for ever.
+    """
+    if node is None or node.revoked_at is None:
+        return _Refusal(401, "unknown_key", "this node key is not enrolled")
+    when = node.revoked_at.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return _Refusal(401, "revoked", f"{node.site} was revoked at {when}", revoked_at=when)
 
 
 class PrivateGuard:

@@ -4,6 +4,8 @@ import base64
 import binascii
 import logging
 import time
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from protocol.errors import SettingsError
@@ -16,6 +18,14 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0  # a revoked key is out within this time
 
 
+@dataclass(frozen=True)
+class KnownNode:
+    """Whose key it is, and since when it is refused."""
+
+    site: str
+    revoked_at: datetime | None = None
+
+
 class NodeKeys:
     """The enrolled hospitals' node keys, as the Fleet API's header carries them."""
 
@@ -23,15 +33,15 @@ class NodeKeys:
         self._path = registry
         self._stamp: tuple[int, int, int] | None = None
         self._looked_at = 0.0
-        self._sites: dict[bytes, str] = {}
+        self._nodes: dict[bytes, KnownNode] = {}
 
-    def site_of(self, header: bytes | None) -> str | None:
-        """The active hospital whose key is in `header`; None for anybody else."""
+    def node_of(self, header: bytes | None) -> KnownNode | None:
+        """The hospital whose key is in `header`, revoked or not; None for anybody else."""
         if not header or len(header) > 4096:
             return None
         self._refresh()
         try:
-            return self._sites.get(base64.b64decode(header, validate=True))
+            return self._nodes.get(base64.b64decode(header, validate=True))
         except (binascii.Error, ValueError):
             return None
 
@@ -44,8 +54,10 @@ class NodeKeys:
             stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
             if stamp == self._stamp:
                 return
-            active = load_registry(self._path).active()
-            self._sites = {node_key_bytes(site): name for name, site in active.items()}
+            self._nodes = {
+                node_key_bytes(site): KnownNode(name, site.revoked_at)
+                for name, site in load_registry(self._path).sites.items()
+            }
             self._stamp = stamp
         except (OSError, ValueError, SettingsError) as error:
             # A registry that is being edited must not shut every hospital out.

@@ -44,11 +44,12 @@ class NodeKeeper:
             ControlError: the SuperLink is away.
             PlaneError: the control plane is.
         """
-        active = load_registry(self._settings.registry).active()
+        registry = load_registry(self._settings.registry)
+        active = registry.active()
         nodes = {node.public_key: node for node in self._control.nodes()}
         if self._reconcile(active, nodes):
             nodes = {node.public_key: node for node in self._control.nodes()}
-        self._plane.send_nodes(self._snapshots(active, nodes))
+        self._plane.send_nodes(self._snapshots(registry.sites, nodes))
 
     def _reconcile(
         self, active: Mapping[str, EnrolledSite], nodes: Mapping[bytes, FlowerNode]
@@ -81,12 +82,13 @@ class NodeKeeper:
         return True
 
     def _snapshots(
-        self, active: Mapping[str, EnrolledSite], nodes: Mapping[bytes, FlowerNode]
+        self, known: Mapping[str, EnrolledSite], nodes: Mapping[bytes, FlowerNode]
     ) -> list[NodeSnapshot]:
+        """How each hospital's node is; a revoked one's too, for what it still tries is counted."""
         wire = self._read_wire()
         sites: dict[str, dict[str, Any]] = wire.get("sites", {})
         snapshots = []
-        for name, site in sorted(active.items()):
+        for name, site in sorted(known.items()):
             node = nodes.get(node_key_bytes(site))
             counted = sites.get(name, {})
             status = node.status if node and node.status in _STATUS else "unregistered"

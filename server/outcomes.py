@@ -9,6 +9,6 @@ def outcome_of(reason: Reason) -> SiteOutcome:
         return SiteOutcome.LATE
     if reason is Reason.NODE_UNAVAILABLE:
         return SiteOutcome.LOST
-    if reason is Reason.MALFORMED:
+    if reason in {Reason.MALFORMED, Reason.REVOKED}:
         return SiteOutcome.REFUSED
     return SiteOutcome.FAILED

@@ -15,6 +15,8 @@ What is changed, each by replacing one name of flwr 1.41 and nothing in its file
   with exit code 0 and no reason. Here it says which, and exits with REFUSED.
 """
 
+import json
+import re
 import sys
 import threading
 import time
@@ -40,6 +42,8 @@ from protocol.files import write_atomic
 from protocol.flower import ERROR_PREFIX, replace
 
 from ._wake import ring
+
+_MOMENT = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z")
 
 REFUSED = 4  # exit code: the aggregator does not accept this node
 CLOCK_LIMIT_SECONDS = 5.0  # Flower accepts a timestamp up to 5 s in its future
@@ -175,7 +179,14 @@ class Client(FleetHttpClient):
 
 
 def explain_refusal(response: httpx.Response) -> str:
-    """Say why an aggregator answers 401: the clocks are compared through its Date header."""
+    """Say why an aggregator answers 401: it tells of a revocation, and its Date header the time."""
+    when = _revoked_at(response)
+    if when:
+        return (
+            f"refused by the aggregator: this hospital was revoked at {when} (UTC); nothing of it "
+            "is accepted from then on. Ask the coordinator why; to come back, it enrols again with "
+            "`fedward node enrol --new-keys`"
+        )
     offset = _clock_offset(response)
     if offset is not None and abs(offset) > CLOCK_LIMIT_SECONDS:
         direction = "ahead of" if offset > 0 else "behind"
@@ -187,6 +198,16 @@ def explain_refusal(response: httpx.Response) -> str:
         "refused by the aggregator: this node's key is not enrolled there, or was revoked; ask the "
         "coordinator, who sees it in the list of nodes"
     )
+
+
+def _revoked_at(response: httpx.Response) -> str:
+    """When the guard says that this site was revoked; empty when it says something else."""
+    try:
+        body = json.loads(response.read())
+        when = str(body["revoked_at"]) if body["code"] == "revoked" else ""
+        return when if _MOMENT.fullmatch(when) else ""
+    except (ValueError, KeyError, TypeError, RecursionError, httpx.HTTPError):
+        return ""
 
 
 def _clock_offset(response: httpx.Response) -> float | None:

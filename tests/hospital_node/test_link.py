@@ -135,6 +135,15 @@ def test_a_refused_node_says_whether_key_or_clock_is_wrong(offset: int, words: s
     assert words in sentence
 
 
+def test_a_revoked_node_says_so_and_when() -> None:
+    """The guard's words tell a revocation from an unknown key; nothing else of them is believed."""
+    body = {"code": "revoked", "revoked_at": "2026-03-01T12:00:00Z", "detail": "x"}
+    sentence = supernode.explain_refusal(httpx.Response(401, json=body))
+    assert "revoked at 2026-03-01T12:00:00Z" in sentence
+    for bad in (body | {"revoked_at": "\x1b[2J now"}, body | {"code": "other"}, ["revoked"], "x"):
+        assert "not enrolled there" in supernode.explain_refusal(httpx.Response(401, json=bad))
+
+
 def test_the_loopback_certificate_is_private_and_for_loopback(tmp_path: Path) -> None:
     """The link's own key is readable by its owner alone."""
     certificate, key = runtime_tls.write_loopback_certificate(tmp_path)
