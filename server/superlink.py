@@ -22,6 +22,7 @@ import uvicorn
 
 from protocol.errors import FedwardError, SettingsError
 from protocol.flower import environment, superlink_arguments
+from protocol.tls import ReloadingContext
 
 from ._flower import superlink_app
 from .guard import App, PrivateGuard, PublicGuard
@@ -29,7 +30,6 @@ from .keys import NodeKeys
 from .progress import ProgressForwarder
 from .secrets import ensure_secret
 from .settings import AggregatorSettings, ListenerSettings, load_aggregator
-from .tls import ReloadingContext
 from .wire import WireBook
 
 CONNECTIONS = 512  # at once on the public listener; beyond that uvicorn answers 503, which retries
@@ -86,7 +86,10 @@ def main() -> int:
         settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Flower reads these when it is imported, which happens in serve().
         os.environ.update(environment(settings.state / "flower" / "superlink"))
-        asyncio.run(serve(settings))
+        # uvloop where it is installed: TLS and small requests are what this process is made of.
+        loop_factory = uvicorn.Config("").get_loop_factory()
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(serve(settings))
     except FedwardError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -62,15 +62,16 @@ class Supervisor:
             ControlError: the SuperLink is away; the next look tries again.
         """
         open_studies = [study for study in self.studies() if not self._is_over(study)]
-        for place, study in enumerate(open_studies):
+        for study in open_studies:
+            if study.stop_asked and not study.runs.ids:
+                self._close_if_done(study)
+        for study in open_studies:
             if study.lease.held_by_another():
                 self._hurry_stop(study)
                 return
             if self._is_leaving(study):
                 return
-            if self._close_if_done(study):
-                continue
-            if place == 0 or study.runs.ids:
+            if not self._is_over(study) and not self._close_if_done(study):
                 self._move(study)
                 return
 

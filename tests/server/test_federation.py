@@ -253,7 +253,7 @@ def running(
 
 def test_study_runs(running: Federation) -> None:
     """A study from command to report: verdict, bytes that agree with Flower's, little overhead."""
-    running.submit("plain-1")
+    running.submit("plain-1", count=10)
     end = running.end_of("plain-1")
     assert end.state is StudyState.FINISHED, running.logs()
     rounds = running.events("plain-1", RoundFinished)
