@@ -168,8 +168,7 @@ def _page(service: Service, path: str) -> float:
     """From the address to drawn charts, with a warm browser."""
     with browser() as window:
         window.size(1280, 900, dark=False)
-        window.go(service.url + "/")
-        window.wait("document.getElementById('token')")
+        window.go(service.url + "/", "document.getElementById('token')")
         window.run(
             "const token = document.getElementById('token');"
             "token.value = arguments[0]; token.form.requestSubmit();",
@@ -177,8 +176,7 @@ def _page(service: Service, path: str) -> float:
         )
         window.wait("document.querySelectorAll('.u-wrap').length >= 1", 60)
         begun = time.perf_counter()
-        window.go(service.url + path)
-        window.wait("document.querySelectorAll('.u-wrap').length >= 1", 60)
+        window.go(service.url + path, "document.querySelectorAll('.u-wrap').length >= 1")
         return 1000 * (time.perf_counter() - begun)
 
 

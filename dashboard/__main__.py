@@ -4,13 +4,13 @@ import argparse
 import logging
 import signal
 import socket
-import ssl
 import sys
 from pathlib import Path
 
 import uvicorn
 
 from protocol.errors import FedwardError, SettingsError
+from protocol.tls import ReloadingContext
 
 from .app import create_app
 from .plane import Plane
@@ -54,12 +54,12 @@ class _Server(uvicorn.Server):
 
 def _serve(settings: ControlPlaneSettings) -> int:
     listener = _bind(settings)
-    plane = Plane(settings)
     listen = settings.listen
+    tls = ReloadingContext(listen.certificate, listen.key)
+    plane = Plane(settings, each_second=tls.reload_if_changed)
     config = uvicorn.Config(
         create_app(plane),
-        ssl_certfile=listen.certificate,
-        ssl_keyfile=listen.key,
+        ssl_context_factory=lambda _config, _default: tls.context,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -68,15 +68,6 @@ def _serve(settings: ControlPlaneSettings) -> int:
         proxy_headers=False,
         timeout_graceful_shutdown=5,
     )
-    try:
-        config.load()
-    except (OSError, ssl.SSLError) as error:
-        raise SettingsError(
-            f"listen.certificate = {str(listen.certificate)!r} and listen.key = "
-            f"{str(listen.key)!r} are not a certificate and its key: {error}"
-        ) from error
-    if config.ssl is not None:
-        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
     server = _Server(config, plane)
     # uvicorn raises a signal again after it has shut down cleanly; that would make a clean end
     # look like a death by signal.

@@ -1,5 +1,6 @@
 """Routes for people and probes: log-in, the page, liveness and readiness."""
 
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Final
@@ -14,6 +15,7 @@ from protocol.control import API
 from . import examples, views
 from .access import COOKIE, SAFE_METHODS, Principal, address_of
 from .depends import Reader, ThePlane
+from .expiry import certificate_views
 from .plane import Plane
 from .problems import Problem, documented
 
@@ -80,7 +82,7 @@ def readyz(plane: ThePlane) -> Response:
     checks = {"database": _database(plane), "registry": plane.enrolled.trouble or "ok"}
     plane.enrolled.registry()
     ready = all(value == "ok" for value in checks.values())
-    body = views.Ready(ready=ready, checks=checks)
+    body = views.Ready(ready=ready, checks=checks, warnings=_ending(plane))
     return JSONResponse(body.model_dump(), 200 if ready else 503)
 
 
@@ -97,6 +99,17 @@ def _session(principal: Principal) -> views.SessionView:
     return views.SessionView(
         role=principal.role, csrf=principal.csrf, expires_at=principal.expires_at
     )
+
+
+def _ending(plane: Plane) -> list[str]:
+    """Certificates that end within 30 days; without a token, so no hospital is named."""
+    known = certificate_views(plane.settings, plane.enrolled.registry(), time.time())
+    due = [one.warning for one in known if one.warning is not None]
+    return [
+        f"{due.count(days)} certificate(s) "
+        + (f"end within {days} day(s)" if days else "have ended")
+        for days in sorted(set(due))
+    ]
 
 
 def _database(plane: Plane) -> str:

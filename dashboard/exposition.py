@@ -20,8 +20,8 @@ from protocol.states import SiteOutcome, StudyState
 from protocol.study import StudySettings
 
 from .access import READERS
-from .certificates import not_after
 from .depends import ThePlane
+from .expiry import ends
 from .gauges import hospital_samples
 from .models import Counter, Round, SiteRound, SiteTotal, Study
 from .plane import Plane
@@ -229,8 +229,5 @@ def _own_lines(blocks: Blocks, plane: Plane) -> None:
     free, size = plane.disk()
     put(metrics.STATE_DISK_FREE, free)
     put(metrics.STATE_DISK_SIZE, size)
-    files = {"control-plane": plane.settings.listen.certificate, **plane.settings.certificates}
-    for name, file in files.items():
-        moment = not_after(file)
-        if moment is not None:
-            put(metrics.CERTIFICATE_NOT_AFTER, moment, f'certificate="{name}"')
+    for name, moment in sorted(ends(plane.settings, registry).items()):
+        put(metrics.CERTIFICATE_NOT_AFTER, moment, f'certificate="{name}"')

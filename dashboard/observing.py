@@ -1,5 +1,6 @@
 """Routes that only look: nodes, events, the live stream, the audit list."""
 
+import time
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request
@@ -18,6 +19,7 @@ from .depends import (
     StudyFilter,
     ThePlane,
 )
+from .expiry import certificate_views
 from .problems import Problem, documented
 from .stream import follow
 
@@ -107,6 +109,12 @@ def stream_events(
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
+
+
+@router.get(API + "/certificates", tags=["security"], responses=_READ)
+def list_certificates(plane: ThePlane, _by: Reader) -> list[views.CertificateView]:
+    """When each certificate ends, the first in front."""
+    return certificate_views(plane.settings, plane.enrolled.registry(), time.time())
 
 
 @router.get(API + "/audit", tags=["security"], responses=_READ)

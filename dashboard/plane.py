@@ -4,7 +4,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sqlalchemy.orm import Session
 
@@ -28,8 +28,12 @@ class Plane:
         SettingsError: the database, the tokens or the registry cannot be used.
     """
 
-    def __init__(self, settings: ControlPlaneSettings) -> None:
+    def __init__(
+        self, settings: ControlPlaneSettings, each_second: Callable[[], object] = lambda: None
+    ) -> None:
+        """`each_second` is called for as long as the plane is up, such as to look for new files."""
         self.settings = settings
+        self._each_second = each_second
         self.enrolled = Enrolled(settings.registry)
         self.tokens = Tokens(settings.access.tokens)
         settings.state.mkdir(parents=True, exist_ok=True)
@@ -74,6 +78,7 @@ class Plane:
     def _flush(self) -> None:
         while not self._ended.wait(FLUSH_SECONDS):
             self._flush_once()
+            self._each_second()
 
     def _flush_once(self) -> None:
         try:

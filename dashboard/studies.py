@@ -17,6 +17,7 @@ from protocol.study import Name, StudyId, StudySettings
 from . import examples, reading, views
 from .access import address_of
 from .depends import Coordinator, Limit, Reader, StudyCursor, ThePlane
+from .expiry import check_study
 from .models import StoredCommand
 from .problems import Problem, documented
 from .recording import make_study
@@ -26,7 +27,7 @@ router = APIRouter(tags=["studies"])
 _READ = documented(401, 403, 404, 422)
 
 
-@router.post(STUDIES, status_code=201, responses=documented(400, 401, 403, 413, 422))
+@router.post(STUDIES, status_code=201, responses=documented(400, 401, 403, 409, 413, 422))
 def submit(
     submission: Annotated[Submission, Body(openapi_examples=examples.SUBMISSION)],
     request: Request,
@@ -38,6 +39,8 @@ def submit(
     _check_sites(settings, plane.enrolled.registry())
     study_id = f"{settings.name}-{secrets.token_hex(3)}"
     now = time.time()
+    with plane.database.reading() as session:
+        check_study(session, settings, plane.settings, plane.enrolled.registry())
     with plane.database.writing() as session:
         queued = StudyQueued(study_id=study_id, seq=1, at=now, settings=settings)
         session.add(make_study(queued, submitted_at=now))

@@ -165,6 +165,15 @@ class NodeView(Frozen):
     progress: Progress | None
 
 
+class CertificateView(Frozen):
+    """A certificate of the federation and its end."""
+
+    name: str = Field(examples=["aggregator"], description="a part of the federation, or a site")
+    not_after: float = Field(description="unix seconds")
+    warning: int | None = Field(description="30, 7 or 1: fewer days are left; 0: it has ended")
+    renew: str = Field(description="what renews it")
+
+
 class EventView(Frozen):
     """An event with the cursor that a stream resumes by."""
 
@@ -203,6 +212,7 @@ class Ready(Frozen):
 
     ready: bool
     checks: dict[str, str]
+    warnings: list[str] = Field(description="what will be trouble, and is none yet")
 
 
 Jsonable = dict[str, Any]

@@ -31,9 +31,21 @@ class Browser:
         self._client = client
         self._path = f"/session/{session}"
 
-    def go(self, url: str) -> None:
-        """Open an address."""
-        self._post("/url", {"url": url})
+    def go(self, url: str, ready: str) -> None:
+        """Open an address and wait until an expression is true.
+
+        Tried again, because Chromium drops every connection when a network interface of the
+        machine comes or goes (ERR_NETWORK_CHANGED), as containers make them do.
+        """
+        for last in (False, False, True):
+            try:
+                self._post("/url", {"url": url})
+                self.wait(ready, 20 if last else 10)
+            except AssertionError:
+                if last:
+                    raise
+            else:
+                return
 
     def run(self, script: str, *arguments: Any) -> Any:
         """Run a function body in the page."""

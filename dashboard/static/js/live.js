@@ -32,6 +32,7 @@ export function throttled(work, every = 1000) {
       await work();
     } catch (error) {
       if (error.status === 401) tell("ended");
+      else if (error.status === undefined) due = true; // no answer: once more, after a while
     }
     setTimeout(() => {
       busy = false;
@@ -56,6 +57,7 @@ export const refreshNodes = throttled(async () => {
 }, 5000);
 
 export async function open() {
+  close();
   // The stream begins where the newest event that we fetched ends, so none falls between.
   const page = await get(`/api/v1/events?order=newest&limit=${LOG_LENGTH}`);
   state.events = page.items;

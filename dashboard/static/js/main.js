@@ -14,8 +14,9 @@ let page = null;
 async function start() {
   try {
     state.session = await readSession();
-  } catch {
-    return showLogIn("");
+  } catch (error) {
+    if (error.status === 401) return showLogIn("");
+    return later(error, start);
   }
   await enter();
 }
@@ -27,9 +28,16 @@ async function enter() {
   try {
     await open();
   } catch (error) {
-    return showLogIn(error.message);
+    if (error.status === 401) return showLogIn(error.message);
+    return later(error, enter);
   }
   show();
+}
+
+// No answer is no reason to ask for the token again: say so, and try again.
+function later(error, again) {
+  main.replaceChildren(h("p", { className: "note", role: "status" }, `The control plane does not answer (${error.message}); trying again.`));
+  setTimeout(again, 2000);
 }
 
 function showLogIn(trouble) {

@@ -19,9 +19,11 @@ export function overview() {
   const nodes = nodeTable();
   const log = eventLog();
   const studies = studyTable();
+  const certificates = certificateTable();
   const none = h("p", { className: "note" }, "No study has been submitted yet. Start one with ", h("code", {}, "fedward run STUDY.toml"), ".");
   const current = section("Now", now.element, charts.element);
-  const element = h("div", {}, title, none, current, section("Hospitals", nodes.element), section("Studies", studies.element), section("Events", log.element));
+  const element = h("div", {}, title, none, current, section("Hospitals", nodes.element), section("Studies", studies.element), section("Certificates", certificates.element), section("Events", log.element));
+  const refreshCertificates = throttled(async () => certificates.update(await get("/api/v1/certificates")), 60000);
   const refreshCurves = throttled(async () => {
     const study = newestStudy();
     if (study !== null) charts.update(await get(`/api/v1/studies/${study.study_id}/curves`));
@@ -37,6 +39,7 @@ export function overview() {
       refreshCurves();
     }
     if (what === "nodes" || what === "all" || what === "tick") nodes.update(state.nodes.values());
+    if (what === "all" || what === "tick") refreshCertificates();
     if (what === "event" || what === "all") log.update(state.events);
   }
   return { title: "Federation", element, changed };
@@ -81,6 +84,20 @@ function studyTable() {
       { head: "Accuracy", number: true, cell: (study) => format.percent(study.eval_accuracy) },
       { head: "Payload", number: true, minor: true, cell: (study) => format.bytes(study.bytes_up + study.bytes_down) },
       { head: "Submitted", minor: true, cell: (study) => format.when(study.submitted_at) },
+    ],
+  });
+}
+
+function certificateTable() {
+  const tone = (days) => (days === null ? "good" : days === 30 ? "done" : days === 7 ? "warn" : "bad");
+  return table({
+    caption: "Certificates, the first to end in front",
+    key: (certificate) => certificate.name,
+    empty: "None is known.",
+    columns: [
+      { head: "Certificate", cell: (certificate) => certificate.name },
+      { head: "Until", cell: (certificate, td) => pillCell(td, format.when(certificate.not_after), tone(certificate.warning)) },
+      { head: "Renewed by", minor: true, cell: (certificate) => certificate.renew.replaceAll("`", "") },
     ],
   });
 }

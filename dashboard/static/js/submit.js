@@ -69,6 +69,7 @@ export function newStudyPage(go) {
   );
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
+    problem.hidden = true;
     const settings = structuredClone(base);
     for (const { field, control } of inputs) write(settings, field.key, field.type === "number" ? Number(control.value) : control.value.trim());
     settings.sites = [...sites.querySelectorAll("input:checked")].map((box) => box.value);
