@@ -253,7 +253,7 @@ def main() -> None:
         for number, score in enumerate(trial.by_round, start=1):
             print(f"  round {number:2}     {_line(score)}")
         print(
-            f"  seconds      alone {trial.alone_seconds:.1f}, federated "
+            f"  CPU seconds  alone {trial.alone_seconds:.1f}, federated "
             f"{trial.federated_seconds:.1f}, one evaluation {trial.evaluation_seconds:.1f}",
             flush=True,
         )

@@ -12,6 +12,8 @@ from fedward.embedded import corpus
 from protocol.errors import SettingsError
 
 HOSPITALS = ("north", "east", "south")
+SUFFIXES = corpus.SUFFIXES
+NAMES = {root + suffix for s in corpus.specialties() for root in s.roots for suffix in SUFFIXES}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -21,12 +23,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 def condition_of(instruction: str) -> str:
     """The one word of a question that is a condition's name."""
     words = [word.strip("?.,") for word in instruction.split()]
-    names = {root + suffix for s in corpus.specialties() for root in s.roots for suffix in SUFFIXES}
-    (name,) = [word for word in words if word in names]
+    (name,) = [word for word in words if word in NAMES]
     return name
-
-
-SUFFIXES = corpus.SUFFIXES
 
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:
