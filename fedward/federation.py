@@ -242,7 +242,8 @@ def _write_control_plane(
             "certificates": {
                 "ca": str(paths.ca),
                 "aggregator": str(paths.aggregator.cert),
-                **{site: str(files.client.cert) for site, files in paths.sites.items()},
+                "coordinator": str(paths.coordinator.cert),
+                "operator": str(paths.operator.cert),
             },
         },
     )

@@ -28,6 +28,7 @@ class EnrolledSite(BaseModel):
     node_public_key: str = Field(pattern=r"^ecdsa-sha2-\S+ \S+")  # OpenSSH, for Flower
     signing_public_key: str  # Ed25519, PEM; signs every reply
     revoked_at: datetime | None = None  # from then on, nothing of the site is accepted
+    not_after: datetime | None = None  # end of its newest certificate
 
     @property
     def verify_key(self) -> Ed25519PublicKey:

@@ -23,6 +23,7 @@ from protocol.envelope import load_signing_key
 from protocol.errors import FedwardError, SettingsError
 from protocol.flower import environment, superexec_arguments
 from protocol.registry import load_registry
+from protocol.tls import ReloadingContext
 
 from ._flower import ControlClient
 from .commands import CommandReader
@@ -35,7 +36,6 @@ from .secrets import ensure_secret, read_secret
 from .settings import SETTINGS_VARIABLE, AggregatorSettings, load_aggregator
 from .superlink import check_ports
 from .supervisor import Supervisor
-from .tls import ReloadingContext
 from .work import Worker
 
 log = logging.getLogger(__name__)

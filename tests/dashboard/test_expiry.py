@@ -4,7 +4,6 @@ import json
 import ssl
 import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from protocol.control import Role
 
@@ -84,10 +83,3 @@ def test_a_renewed_certificate_is_served_without_a_restart(fresh: Service) -> No
 def served(service: Service) -> str:
     """The certificate that the listener shows."""
     return ssl.get_server_certificate(("127.0.0.1", service.port))
-
-
-def test_a_site_file_and_the_registry_make_one_line(fresh: Service, tmp_path: Path) -> None:
-    """A hospital named in the settings too is shown once."""
-    enrol_until(fresh, alder=6)
-    names = [one["name"] for one in fresh.get("/api/v1/certificates")]
-    assert sorted(names) == sorted(set(names))

@@ -10,7 +10,7 @@ import logging
 import ssl
 from pathlib import Path
 
-from protocol.errors import SettingsError
+from .errors import SettingsError
 
 log = logging.getLogger(__name__)
 
