@@ -20,7 +20,10 @@ def main() -> int:
     if mark.exists() and mark.read_text() == label:
         print(f"{label} is here already")
         return 0
-    os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1", HF_HOME="/tmp/hub")
+    # The image forbids the hub; this Job is the one place that may use it.
+    os.environ.update(
+        HF_HUB_OFFLINE="0", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1", HF_HOME="/tmp/hub"
+    )
     from huggingface_hub import snapshot_download
 
     token = TOKEN.read_text().strip() if TOKEN.exists() else None
