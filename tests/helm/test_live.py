@@ -1,6 +1,6 @@
 """The chart in a real cluster: install, study, test, upgrade, a lost pod, two releases, uninstall.
 
-    KUBECONFIG=... python -m pytest tests/helm/test_live.py     # images fedward/*:0.1.0 on its nodes
+    KUBECONFIG=... python -m pytest tests/helm/test_live.py     # its nodes have fedward/*:0.1.0
 
 One story in order, because each step stands on the one before; it takes ten minutes.
 """
