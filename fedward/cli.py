@@ -24,6 +24,7 @@ from server.report import write_report
 from . import cli_certs, cli_node, launcher, summary, watch
 from . import demo as demo_module
 from .control import Address, ControlPlane
+from .coordinator import certificate_checks
 from .federation import Federation, FederationSettings, Layout, existing, load_federation, prepare
 
 READY_SECONDS = 60.0
@@ -216,6 +217,8 @@ def doctor(
         files = [federation.layout.site(name) / "site.toml" for name in federation.sites]
     sites = [load_site(file) for file in files]
     checks = [(one.name, check) for one in sites for check in run_checks(one)]
+    if site is None:
+        checks += certificate_checks(folder)
     if as_json:
         _print_json(
             [

@@ -28,6 +28,7 @@ from certs.rotation import (
     rotate_client,
     rotate_server,
 )
+from hospital_node.doctor import Check
 from protocol.errors import FedwardError
 
 from .federation import Layout, existing
@@ -205,6 +206,38 @@ def initialise(
     CA.create(intermediate=intermediate).save(made.paths.ca_folder, passphrase=passphrase)
     make_federation(made.certs, [], names, passphrase=passphrase)
     return made
+
+
+def certificate_checks(folder: Path) -> list[tuple[str, Check]]:
+    """For `fedward doctor`: until when each certificate is good, of ours and of hospitals."""
+    coordinator = Coordinator.open(folder)
+    checks = [
+        (name, _end_of(report.not_after, _renewal(name)))
+        for name, report in coordinator.certificates()
+    ]
+    for name, entry in coordinator.sites().items():
+        if not entry.revoked:
+            end = dt.datetime.fromisoformat(entry.not_after.replace("Z", "+00:00"))
+            checks.append((name, _end_of(end, _renewal(""))))
+    return checks
+
+
+def _renewal(name: str) -> str:
+    if not name:
+        return "`fedward node enrol` at the hospital, then `fedward certs approve --renew` here"
+    return "`fedward certs rotate --ca`" if name == "ca" else "`fedward certs rotate`"
+
+
+def _end_of(end: dt.datetime, renewal: str) -> Check:
+    """Said from 30 days on, urged from 7, a fault on the last."""
+    left = end - dt.datetime.now(dt.UTC)
+    day = f"{end:%Y-%m-%d %H:%M} UTC"
+    if left < dt.timedelta(days=1):
+        word = "has ended" if left < dt.timedelta(0) else "ends within a day"
+        return Check("certificate", False, f"{word}, {day}", renewal)
+    urged = f"; {renewal}" if left < dt.timedelta(days=7) else ""
+    count = f" ({left.days} days left{urged})" if left < dt.timedelta(days=30) else ""
+    return Check("certificate", True, f"valid until {day}{count}")
 
 
 def renewal_needed(sites: dict[str, SiteEntry], ca: CA) -> list[str]:

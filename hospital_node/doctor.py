@@ -63,6 +63,7 @@ def run_checks(site: SiteSettings) -> list[Check]:
         ("signing key", _signing_key),
         ("node key", _node_key),
         ("aggregator's CA", _ca),
+        ("client certificate", _client_certificate),
         ("clock", _clock),
         ("training data", _train_data),
         ("held-out data", _heldout_data),
@@ -122,19 +123,38 @@ def _node_key(site: SiteSettings) -> str:
 def _ca(site: SiteSettings) -> str:
     now = datetime.datetime.now(datetime.UTC)
     path = site.aggregator.ca_certificate
-    certificate = _certificate(path)
+    certificate = _certificate(path, "aggregator.ca_certificate")
     if now < certificate.not_valid_before_utc:
         raise _Problem(
             f"{path} is valid from {certificate.not_valid_before_utc:%Y-%m-%d}, which is ahead of "
             "this machine's clock",
             "set the clock (a time service such as chrony keeps it right)",
         )
-    if now > certificate.not_valid_after_utc:
-        raise _Problem(
-            f"{path} expired on {certificate.not_valid_after_utc:%Y-%m-%d}",
-            "ask the coordinator for the new CA certificate",
-        )
-    return f"{path} is valid until {certificate.not_valid_after_utc:%Y-%m-%d}"
+    return _until(path, certificate, "ask the coordinator for the new CA certificate")
+
+
+def _client_certificate(site: SiteSettings) -> str:
+    path = site.aggregator.client_certificate
+    if path is None:
+        return "none: the link connects to the aggregator directly"
+    return _until(
+        path,
+        _certificate(path, "aggregator.client_certificate"),
+        "renew it: `fedward node enrol`, send the request, `fedward node install` what comes back",
+    )
+
+
+def _until(path: Path, certificate: x509.Certificate, renew: str) -> str:
+    """Until when a certificate is good: said from 30 days on, urged from 7, a fault on the last."""
+    end = certificate.not_valid_after_utc
+    left = end - datetime.datetime.now(datetime.UTC)
+    if left < datetime.timedelta(0):
+        raise _Problem(f"{path} expired on {end:%Y-%m-%d}", renew)
+    if left < datetime.timedelta(days=1):
+        raise _Problem(f"{path} ends within a day, at {end:%Y-%m-%d %H:%M} UTC", renew)
+    urged = f"; {renew}" if left < datetime.timedelta(days=7) else ""
+    count = f" ({left.days} days left{urged})" if left < datetime.timedelta(days=30) else ""
+    return f"{path} is valid until {end:%Y-%m-%d}{count}"
 
 
 def _clock(_: SiteSettings) -> str:
@@ -279,13 +299,11 @@ def _check_private(path: Path, why: str) -> None:
         )
 
 
-def _certificate(path: Path) -> x509.Certificate:
+def _certificate(path: Path, key: str) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except ValueError:
-        raise _Problem(
-            f"aggregator.ca_certificate = {path}: not a certificate in PEM format"
-        ) from None
+        raise _Problem(f"{key} = {path}: not a certificate in PEM format") from None
 
 
 def _rows(files: Iterable[Path], site: SiteSettings) -> list[Row]:

@@ -12,7 +12,7 @@ from certs.enrolment import revoke
 from certs.errors import CertError
 from certs.sentences import REFUSALS
 from fedward import cli
-from fedward.coordinator import Coordinator
+from fedward.coordinator import Coordinator, certificate_checks
 from protocol.registry import load_registry
 from protocol.site import load_site
 
@@ -189,6 +189,22 @@ def test_a_mistake_is_one_sentence(
     assert err.startswith("error: ")
     assert "Traceback" not in out + err
     assert before == {name: report.serial for name, report in coordinator.certificates()}
+
+
+def test_the_doctor_speaks_at_thirty_seven_and_one(fedward: Call, coordinator: Coordinator) -> None:
+    """Said from 30 days on, urged with the command from 7, a fault on the last day."""
+    join(fedward, "st-mary", "--valid", "6d")
+    join(fedward, "riverside", "--valid", "12h")
+    fedward("certs", "rotate", "--valid", "20d")
+    found = dict(certificate_checks(Path(".fedward")))
+    assert found["ca"].ok
+    assert "left" not in found["ca"].sentence
+    assert "(19 days left)" in found["aggregator"].sentence
+    assert found["st-mary"].ok
+    assert "--renew" in found["st-mary"].sentence
+    assert not found["riverside"].ok
+    assert "ends within a day" in found["riverside"].sentence
+    assert "--renew" in found["riverside"].hint
 
 
 @pytest.mark.parametrize(
