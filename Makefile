@@ -5,15 +5,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 FOLDER ?= .fedward
 
-.PHONY: install demo up down test check bench clean
+.PHONY: install dev demo up down test check bench clean
 
 install: $(VENV)/.installed
+
+dev: $(VENV)/.developed
 
 # torch comes first and alone: its CPU build satisfies everything that asks for torch later, and a
 # resolver that sees both would fetch several GB of CUDA libraries on a machine without a GPU.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
+	touch $@
+
+$(VENV)/.developed: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
 	touch $@
 
@@ -26,10 +32,10 @@ up: install        ## start the federation again and keep it running
 down: install      ## stop it
 	$(BIN)/fedward down --folder $(FOLDER)
 
-test: install      ## everything
+test: dev          ## everything
 	$(BIN)/python -m pytest
 
-check: install     ## style, types, architecture; changes nothing
+check: dev         ## style, types, architecture; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
