@@ -14,6 +14,9 @@ from .errors import SettingsError
 
 log = logging.getLogger(__name__)
 
+# Of TLS 1.2, only what has forward secrecy and authenticated encryption, as all of TLS 1.3 has.
+TLS12_SUITES = "ECDHE+AESGCM:ECDHE+CHACHA20"
+
 Stamp = tuple[tuple[int, int, int], ...]
 
 
@@ -60,6 +63,7 @@ class ReloadingContext:
     def _load(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers(TLS12_SUITES)
         context.set_alpn_protocols(["http/1.1"])
         try:
             context.load_cert_chain(self._certificate, self._key)

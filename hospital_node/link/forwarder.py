@@ -30,6 +30,7 @@ from urllib.parse import unquote, urlsplit
 from protocol.errors import FedwardError, SettingsError
 from protocol.files import write_atomic
 from protocol.site import AggregatorSettings, SiteSettings, load_site
+from protocol.tls import TLS12_SUITES
 
 log = logging.getLogger("fedward.link.forwarder")
 
@@ -295,6 +296,7 @@ def main() -> int:
         site = load_site(arguments.site)
         listener = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         listener.minimum_version = ssl.TLSVersion.TLSv1_2
+        listener.set_ciphers(TLS12_SUITES)
         listener.load_cert_chain(arguments.certificate, arguments.key)
         status = site.state / "link" / "forwarder.json"
         asyncio.run(run(site, arguments.port, listener, status))
