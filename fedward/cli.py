@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from certs.errors import CertError
+from hospital_node.trainer.data import load_rows
 from protocol.errors import FedwardError
 from protocol.states import StudyState
 from protocol.study import StudySettings, load_study
@@ -116,7 +117,11 @@ def run(
         else:
             out.print(f"submitted {study_id}; watch it with `fedward status {study_id}`")
         return
-    _watch(plane, study_id, as_json, _running(folder))
+    try:
+        _watch(plane, study_id, as_json, _running(folder))
+    except KeyboardInterrupt:
+        err.print(f"\n{study_id} goes on; `fedward stop {study_id}` stops it")
+        raise
 
 
 @app.command()
@@ -273,6 +278,8 @@ def _start(folder: Path, settings: FederationSettings | None) -> Federation:
     if settings is None:
         kept = layout.settings_file
         settings = load_federation(kept) if kept.exists() else demo_module.demo_federation(folder)
+    for site in settings.sites.values():
+        load_rows(site.data)  # a sentence here beats a trainer that starts again and again
     federation = prepare(folder, settings)
     launcher.start_in_background(federation)
     try:
@@ -284,11 +291,7 @@ def _start(folder: Path, settings: FederationSettings | None) -> Federation:
 
 
 def _watch(plane: ControlPlane, study_id: str, as_json: bool, federation: Federation) -> None:
-    try:
-        study = watch.follow(plane, study_id, err if as_json else out)
-    except KeyboardInterrupt:
-        err.print(f"\n{study_id} goes on; `fedward stop {study_id}` stops it")
-        raise
+    study = watch.follow(plane, study_id, err if as_json else out)
     events = plane.events(study_id)
     file, report = write_report(federation.layout.folder, events), build_report(events)
     if as_json:
@@ -302,11 +305,22 @@ def _watch(plane: ControlPlane, study_id: str, as_json: bool, federation: Federa
 
 
 def _with_absolute_base(settings: StudySettings, file: Path) -> StudySettings:
-    """A base model that is a directory beside the study file, by its full path."""
-    candidate = (file.resolve().parent / settings.model.base).resolve()
-    if not candidate.is_dir():
+    """A base model that is a directory, from the study file or absolute, by its full path."""
+    base = settings.model.base
+    folder = (file.resolve().parent / Path(base).expanduser()).resolve()
+    if not folder.is_dir():
+        if base.startswith(("/", ".", "~")):
+            raise FedwardError(
+                f"{file}: model.base = {base!r}: no such directory",
+                hint="name a directory in Hugging Face layout, or a hub id such as owner/model",
+            )
         return settings
-    model = settings.model.model_copy(update={"base": str(candidate)})
+    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
+        raise FedwardError(
+            f"{file}: model.base = {base!r}: no config.json with *.safetensors in that directory",
+            hint="save_pretrained(folder) of transformers writes both",
+        )
+    model = settings.model.model_copy(update={"base": str(folder)})
     return settings.model_copy(update={"model": model})
 
 

@@ -9,6 +9,8 @@ import typer.testing
 
 from fedward import cli
 from fedward.federation import existing, load_federation, prepare
+from protocol.errors import FedwardError
+from protocol.study import load_study
 
 STUDY = '[model]\nbase = "base"\n'
 
@@ -58,6 +60,38 @@ def test_a_wrong_study_is_refused_by_name(
     assert code == 2
     assert words in err
     assert "Traceback" not in err + out
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "rows.jsonl"),
+        ("", "rows"),
+        ('{"instruction": "q", "output": "a"}\n{"instruction": \n', "line 2"),
+        ('{"question": "q", "output": "a"}\n', "instruction"),
+    ],
+)
+def test_bad_data_is_refused_before_anything_starts(
+    fedward, tmp_path: Path, content: str | None, words: str
+) -> None:
+    """A missing, empty or broken data file is named, with the line, and no process is left."""
+    if content is not None:
+        (tmp_path / "rows.jsonl").write_text(content)
+    (tmp_path / "f.toml").write_text('[sites.a.data]\ntrain = ["rows.jsonl"]\n')
+    code, _, err = fedward("up", "f.toml")
+    assert code != 0
+    assert words in err.replace("\n", "")
+    assert existing(tmp_path / ".fedward") is None
+
+
+@pytest.mark.parametrize("base", ["/no/such/model", "./empty"])
+def test_a_missing_base_is_refused_before_it_is_submitted(tmp_path: Path, base: str) -> None:
+    """A directory that is not there, or holds no model, is named with what belongs there."""
+    (tmp_path / "empty").mkdir()
+    file = tmp_path / "study.toml"
+    file.write_text(f'name = "s"\n[model]\nbase = "{base}"\n')
+    with pytest.raises(FedwardError, match=r"no such directory|no config\.json"):
+        cli._with_absolute_base(load_study(file), file)
 
 
 def test_without_a_federation_the_next_step_is_said(fedward, tmp_path: Path) -> None:
