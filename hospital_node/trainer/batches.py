@@ -1,7 +1,9 @@
 """Token sequences side by side, as a model eats them.
 
-Here a batch is padded on the right to its longest sequence, after sorting by length. The rest of
-the trainer sees only `Batch`, so packing can take this module's place.
+Two layouts of the same thing, and the rest of the trainer sees only `Batch`:
+
+    packed   sequences end to end in one row, no padding; responses to the same prompt share it
+    padded   one sequence a row, padded on the right, for architectures that cannot be packed
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .attention import Layout, Segment, lay_out
 from .tokens import TokenSet
 
 
@@ -18,11 +21,14 @@ from .tokens import TokenSet
 class Batch:
     """Sequences of one forward pass."""
 
-    ids: torch.Tensor  # int64 (sequences, longest)
+    ids: torch.Tensor  # int64 (sequences, longest), or (1, tokens) when packed
     mask: torch.Tensor | None  # int64, the same shape; None when nothing is padded
-    predictors: torch.Tensor  # bool, the same shape: the next token is part of a response
-    targets: torch.Tensor  # int64 (targets,): those next tokens, in the order of the mask
-    tokens: int  # real tokens, padding not counted
+    predictors: torch.Tensor  # int64 (targets,): flat places whose next token is in a response
+    targets: torch.Tensor  # int64 (targets,): those next tokens
+    counts: NDArray[np.int64]  # (sequences,): targets of each sequence, in order
+    tokens: int  # real tokens of the sequences, padding not counted
+    positions: torch.Tensor | None = None  # int64 (1, tokens) when packed
+    layout: Layout | None = None  # of a packed row
 
 
 def collate(
@@ -34,23 +40,82 @@ def collate(
     # The padding's value is never looked at: it is masked out and has no target.
     ids = np.zeros((len(lengths), longest), dtype=np.int64)
     mask = np.zeros_like(ids)
-    predictors = np.zeros(ids.shape, dtype=bool)
-    targets = []
+    predictors, targets = [], []
     for place, row in enumerate(rows):
         sequence, prompt = tokens[int(row)]
         ids[place, : len(sequence)] = sequence
         mask[place, : len(sequence)] = 1
-        predictors[place, prompt - 1 : len(sequence) - 1] = True
+        predictors.append(place * longest + np.arange(prompt - 1, len(sequence) - 1))
         targets.append(sequence[prompt:])
     padded = min(lengths) < longest
-    flat = np.concatenate(targets).astype(np.int64)
     return Batch(
         torch.from_numpy(ids).to(device),
         torch.from_numpy(mask).to(device) if padded else None,
-        torch.from_numpy(predictors).to(device),
-        torch.from_numpy(flat).to(device),
+        _flat(predictors, device),
+        _flat(targets, device),
+        np.array([len(part) for part in targets], dtype=np.int64),
         sum(lengths),
     )
+
+
+def pack(
+    tokens: TokenSet, groups: Sequence[Sequence[int] | NDArray[np.int64]], device: torch.device
+) -> Batch:
+    """The sequences of `groups` in one row; those of a group have the same prompt, laid once.
+
+    A sequence's last token is left out: it is predicted and predicts nothing.
+    """
+    ids, positions, predictors, targets, segments = [], [], [], [], []
+    start = real = 0
+    for group in groups:
+        first, prompt = tokens[int(group[0])]
+        ids.append(first[:prompt])
+        positions.append(np.arange(prompt))
+        branches = []
+        place = start + prompt
+        for row in group:
+            sequence, _ = tokens[int(row)]
+            inner = len(sequence) - prompt - 1
+            ids.append(sequence[prompt:-1])
+            positions.append(np.arange(prompt, prompt + inner))
+            predictors.append([start + prompt - 1])
+            predictors.append(np.arange(place, place + inner))
+            targets.append(sequence[prompt:])
+            branches.append(inner)
+            place += inner
+            real += len(sequence)
+        segments.append(Segment(start, prompt, tuple(branches)))
+        start = place
+    return Batch(
+        _flat(ids, device).view(1, -1),
+        None,
+        _flat(predictors, device),
+        _flat(targets, device),
+        np.array([len(part) for part in targets], dtype=np.int64),
+        real,
+        _flat(positions, device).view(1, -1),
+        lay_out(segments, device),
+    )
+
+
+def share_prompts(tokens: TokenSet, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """`rows` in groups of neighbours with the same prompt, token by token."""
+    groups: list[list[int]] = []
+    for row in rows.tolist():
+        sequence, prompt = tokens[row]
+        if groups:
+            other, length = tokens[groups[-1][0]]
+            if length == prompt and np.array_equal(other[:length], sequence[:prompt]):
+                groups[-1].append(row)
+                continue
+        groups.append([row])
+    return [np.array(group, dtype=np.int64) for group in groups]
+
+
+def packed_size(tokens: TokenSet, group: NDArray[np.int64]) -> int:
+    """Tokens that a group takes in a packed row."""
+    prompt = int(tokens.prompts[group[0]])
+    return prompt + sum(tokens.length(int(row)) - prompt - 1 for row in group)
 
 
 def by_length(tokens: TokenSet, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -68,3 +133,24 @@ def token_batches(
         if end == len(rows) or (end + 1 - start) * tokens.length(int(rows[end])) > budget:
             yield rows[start:end]
             start = end
+
+
+def packed_batches(
+    tokens: TokenSet, groups: Sequence[NDArray[np.int64]], budget: int
+) -> Iterator[list[NDArray[np.int64]]]:
+    """Split `groups`: a packed row has at most `budget` tokens, or one group."""
+    batch: list[NDArray[np.int64]] = []
+    size = 0
+    for group in groups:
+        more = packed_size(tokens, group)
+        if batch and size + more > budget:
+            yield batch
+            batch, size = [], 0
+        batch.append(group)
+        size += more
+    if batch:
+        yield batch
+
+
+def _flat(parts: Sequence[object], device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)  # type: ignore[arg-type]

@@ -8,10 +8,11 @@
               the true one at every place, the end token included: what greedy decoding would give,
               without generating
 
-Each costs one forward pass over the sequences, in batches of like length.
+Each costs one forward pass over the sequences; the options of a row share the pass over its prompt
+where the architecture can be packed (`attention`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +22,20 @@ from torch.nn.functional import cross_entropy
 
 from protocol.messages import Evaluation
 
-from .batches import Batch, by_length, collate, token_batches
+from .batches import (
+    Batch,
+    by_length,
+    collate,
+    pack,
+    packed_batches,
+    packed_size,
+    share_prompts,
+    token_batches,
+)
 from .model import Resident
 from .tokens import HeldoutSet
 
-# Padded tokens in a forward pass. On a CPU larger batches gain nothing and leave the cache.
+# Tokens in a forward pass, padding too. On a CPU larger batches gain nothing and leave the cache.
 _CPU_TOKENS = 4096
 _GPU_TOKENS = 32768
 
@@ -91,23 +101,34 @@ def _score(
 ) -> _Scores:
     count = len(heldout.sequences)
     scores = _Scores(np.zeros(count), np.zeros(count, dtype=np.int64), np.zeros(count, dtype=bool))
-    ordered = by_length(heldout.sequences, sequences)
-    budget = _GPU_TOKENS if resident.device.type == "cuda" else _CPU_TOKENS
     resident.model.eval()
     done = 0
     with torch.inference_mode(), resident.autocast():
-        for places in token_batches(heldout.sequences, ordered, budget):
-            batch = collate(heldout.sequences, places, resident.device)
+        for places, batch in _batches(resident, heldout, sequences):
             losses, hits = _token_scores(resident, batch)
-            lengths = batch.predictors.sum(dim=1).cpu().numpy()
-            ends = np.cumsum(lengths)
-            starts = ends - lengths
+            starts = np.cumsum(batch.counts) - batch.counts
             scores.log_likelihood[places] = -np.add.reduceat(losses, starts)
             scores.exact[places] = np.logical_and.reduceat(hits, starts)
-            scores.tokens[places] = lengths
+            scores.tokens[places] = batch.counts
             done += len(places)
-            on_batch(done, len(ordered))
+            on_batch(done, len(sequences))
     return scores
+
+
+def _batches(
+    resident: Resident, heldout: HeldoutSet, places: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+    """Every sequence of `places` once, in batches of like length."""
+    tokens = heldout.sequences
+    budget = _GPU_TOKENS if resident.device.type == "cuda" else _CPU_TOKENS
+    if resident.packs(max((tokens.length(int(place)) for place in places), default=0)):
+        groups = share_prompts(tokens, places)
+        groups.sort(key=lambda group: packed_size(tokens, group))
+        for batch in packed_batches(tokens, groups, budget):
+            yield np.concatenate(batch), pack(tokens, batch, resident.device)
+        return
+    for rows in token_batches(tokens, by_length(tokens, places), budget):
+        yield rows, collate(tokens, rows, resident.device)
 
 
 def _token_scores(

@@ -10,16 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
 
 from protocol.site import SiteSettings
 from protocol.states import Reason
 from protocol.study import AdapterSettings, ModelSettings, Quantization
 
+from . import attention
 from .adapter import Adapter, attach, detach
 from .base_files import base_hash, find_base, parameter_count
-from .batches import Batch
+from .batches import Batch, collate, pack
 from .errors import Refusal
+from .losses import summed_loss
+from .tokens import TokenSet
 
 log = logging.getLogger("fedward.trainer")
 
@@ -36,7 +42,9 @@ class Resident:
     `model` is the PEFT model (or the bare base before an adapter is put on). `shortcut` says that
     hidden states times the output embedding give this architecture's logits, so that logits are
     computed only where a response token is; it is measured, because some architectures scale or
-    cap them.
+    cap them. `packing` says that several sequences in one row score as each does alone, measured
+    too: an architecture that mixes tokens elsewhere than in attention, or has its own kind of
+    attention, gets padded batches.
     """
 
     folder: Path
@@ -48,7 +56,9 @@ class Resident:
     dtype: torch.dtype
     adapter: Adapter | None = None
     shortcut: bool = False
+    packing: bool = False
     micro_batch: int = 0  # examples in one forward pass; 0 is the whole batch (training.py)
+    checkpointing: bool = False  # activations are computed again in the backward pass
 
     def use(self, settings: AdapterSettings) -> Adapter:
         """The adapter of these settings; the model is touched only when they changed."""
@@ -57,20 +67,58 @@ class Resident:
                 self.model, self.adapter = detach(self.model), None
             self.model, self.adapter = attach(self.model, settings)
             self.shortcut = self._shortcut_is_right()
+            self.packing = self._packing_is_right()
         return self.adapter
+
+    def packs(self, longest: int) -> bool:
+        """Whether sequences of at most `longest` tokens go into one row without padding."""
+        window = getattr(self.model.config, "sliding_window", None)
+        return self.packing and (not window or longest <= window)
+
+    def collate(self, tokens: TokenSet, rows: NDArray[np.int64]) -> Batch:
+        """The sequences `rows` for one forward pass: packed where that is right, else padded."""
+        if self.packs(max(tokens.length(int(row)) for row in rows)):
+            return pack(tokens, [[int(row)] for row in rows], self.device)
+        return collate(tokens, rows, self.device)
 
     def autocast(self) -> torch.autocast:
         """Mixed precision on a GPU, nothing on a CPU."""
         lower = self.dtype is not torch.float32
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=lower)
 
+    def checkpoint(self) -> bool:
+        """Keep a layer's input only and compute the rest again in the backward pass.
+
+        Returns:
+            False where this is done already or the architecture has no such way.
+        """
+        base = self.model.get_base_model()
+        if self.checkpointing or not getattr(base, "supports_gradient_checkpointing", False):
+            return False
+        base.activation_checkpointing_enable({"use_reentrant": False})
+        self.checkpointing = True
+        return True
+
+    def response_loss(self, batch: Batch) -> torch.Tensor:
+        """Summed cross-entropy of the response tokens (nats), a float32 scalar with a gradient.
+
+        Logits of a whole batch (960 tokens of an 8B Llama: 0.5 GB in float32, and twice that for
+        their gradient) are made in blocks; see `losses`.
+        """
+        with self.autocast():
+            if not self.shortcut:
+                logits = self.response_logits(batch).float()
+                return cross_entropy(logits, batch.targets, reduction="sum")
+            states = _at(self._hidden(batch), batch.predictors)
+            return summed_loss(self._head(), states, batch.targets, self._block_rows())
+
     def response_logits(self, batch: Batch) -> torch.Tensor:
         """Logits that predict each response token of `batch`: (targets, vocabulary)."""
         if self.shortcut:
             hidden = self._hidden(batch)
-            logits: torch.Tensor = self._head()(hidden[batch.predictors])
+            logits: torch.Tensor = self._head()(_at(hidden, batch.predictors))
             return logits
-        return self._full_logits(batch)[batch.predictors]
+        return _at(self._full_logits(batch), batch.predictors)
 
     def response_blocks(self, batch: Batch, visit: Callable[[torch.Tensor, int], None]) -> None:
         """Call `visit(float32 logits (k, vocabulary), first target)` over all targets in blocks."""
@@ -78,27 +126,26 @@ class Resident:
             visit(self.response_logits(batch).float(), 0)
             return
         head = self._head()
-        states = self._hidden(batch)[batch.predictors]
-        vocabulary = int(self.model.get_base_model().get_output_embeddings().weight.shape[0])
-        rows = max(16, _LOGIT_BYTES // (4 * vocabulary))
+        states = _at(self._hidden(batch), batch.predictors)
+        rows = self._block_rows()
         for start in range(0, states.shape[0], rows):
             visit(head(states[start : start + rows]).float(), start)
+
+    def _block_rows(self) -> int:
+        vocabulary = int(self._head().weight.shape[0])
+        return max(16, _LOGIT_BYTES // (4 * vocabulary))
 
     def _hidden(self, batch: Batch) -> torch.Tensor:
         base = self.model.get_base_model()
         backbone = getattr(base, base.base_model_prefix)
-        hidden: torch.Tensor = backbone(
-            input_ids=batch.ids, attention_mask=batch.mask, use_cache=False
-        )[0]
+        hidden: torch.Tensor = backbone(**_inputs(batch))[0]
         return hidden
 
     def _head(self) -> Any:
         return self.model.get_base_model().get_output_embeddings()
 
     def _full_logits(self, batch: Batch) -> torch.Tensor:
-        logits: torch.Tensor = self.model(
-            input_ids=batch.ids, attention_mask=batch.mask, use_cache=False
-        ).logits
+        logits: torch.Tensor = self.model(**_inputs(batch)).logits
         return logits
 
     def _shortcut_is_right(self) -> bool:
@@ -109,7 +156,7 @@ class Resident:
             return False
         self.model.eval()
         ids = torch.arange(1, 9, device=self.device).view(1, 8)
-        probe = Batch(ids, None, torch.ones_like(ids, dtype=torch.bool), ids.view(-1), 8)
+        probe = Batch(ids, None, ids.view(-1) - 1, ids.view(-1), np.array([8]), 8)
         try:
             with torch.no_grad(), self.autocast():
                 short = self._head()(self._hidden(probe)).float()
@@ -119,6 +166,59 @@ class Resident:
                 return bool((short - full).abs().max() <= 1e-5 * full.abs().max())
         except (TypeError, AttributeError, RuntimeError, IndexError):
             return False
+
+    def _packing_is_right(self) -> bool:
+        """Whether a few sequences in one row score as they do one by one.
+
+        Two prompts, one with two responses: a token that sees another sequence, or the wrong
+        position, changes the logits by far more than the order of additions does. Where that
+        alone differs (low precision, LLM.int8()), a padded batch shows by how much.
+        """
+        config = self.model.config
+        if getattr(config, "_attn_implementation", "") not in {"sdpa", attention.NAME}:
+            return False
+        config._attn_implementation = attention.NAME
+        self.model.eval()
+        ids = np.array([1, 2, 3, 4, 5, 1, 2, 3, 6, 7, 8, 9, 4, 3, 2, 1, 5, 6], dtype=np.int32)
+        probe = TokenSet(ids, np.array([0, 5, 10, 18]), np.array([3, 3, 4], dtype=np.int32), 0)
+        try:
+            with torch.no_grad(), self.autocast():
+                alone = torch.cat([
+                    self.response_logits(collate(probe, [row], self.device)).float()
+                    for row in range(3)
+                ])  # fmt: skip
+                padded = self.response_logits(collate(probe, [0, 1, 2], self.device)).float()
+                packed = self.response_logits(pack(probe, [[0, 1], [2]], self.device)).float()
+            exact = self.dtype is torch.float32
+            noise = float((padded - alone).abs().max())
+            allowed = (1e-5 if exact else 1e-2) * float(alone.abs().max())
+            right = float((packed - alone).abs().max()) <= max(4 * noise, allowed)
+        except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):
+            right = False
+        if not right:
+            config._attn_implementation = "sdpa"
+            log.info("%s cannot be packed; its batches are padded", type(config).__name__)
+        return right
+
+
+def _inputs(batch: Batch) -> dict[str, Any]:
+    """A model's keyword arguments for `batch`."""
+    if batch.layout is None:
+        return {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
+    # A mask of four dimensions is taken as it is; without one, transformers would build a square
+    # of tokens x tokens from the positions. The layout goes through the layers to `attend`.
+    return {
+        "input_ids": batch.ids,
+        "position_ids": batch.positions,
+        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.ids.device),
+        "layout": batch.layout,
+        "use_cache": False,
+    }
+
+
+def _at(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """`states` (rows, tokens, width) at flat `places`: (places, width)."""
+    return states.flatten(0, 1).index_select(0, places)
 
 
 class Shelf:
@@ -273,6 +373,7 @@ def load_base(folder: Path, wanted: ModelSettings, dtype: torch.dtype, device: t
             f"{folder}: not a causal language model that can be loaded "
             f"({type(error).__name__}): {_first_line(error)}",
         ) from error
+    attention.register()
     model.requires_grad_(False)
     model.eval()
     for module in model.modules():

@@ -9,22 +9,25 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import cross_entropy
 
 from protocol.states import Reason
 
 from .adapter import Adapter
-from .batches import Batch, by_length, collate
+from .batches import Batch, by_length
 from .errors import Refusal
 from .model import Resident
 from .tokens import TokenSet
 
 log = logging.getLogger("fedward.trainer")
+
+# Tokens in a forward pass below which a GPU idles: each pass also turns the whole 4-bit base into
+# 16 bits once (16 GB written for 8 billion parameters), which few tokens do not repay.
+_BUSY_TOKENS: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,13 @@ def train(
     """
     parameters = adapter.train_only(plan.factors)
     anchor = [p.detach().clone() for p in parameters] if plan.proximal_mu else []
-    optimizer = torch.optim.AdamW(parameters, lr=plan.learning_rate, weight_decay=plan.weight_decay)
+    half = resident.dtype is torch.float16
+    # One kernel for all of the many small tensors. Its own unscaling would meet the scaler's.
+    optimizer = torch.optim.AdamW(
+        parameters, lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=not half
+    )
     # float16 gradients underflow without it; for the other types it does nothing.
-    scaler = torch.amp.GradScaler(resident.device.type, enabled=resident.dtype is torch.float16)
+    scaler = torch.amp.GradScaler(resident.device.type, enabled=half)
     torch.manual_seed(plan.seed)
     done = Done()
     resident.model.train()
@@ -102,9 +109,7 @@ def train(
 
 def response_loss(resident: Resident, batch: Batch) -> torch.Tensor:
     """Summed cross-entropy of the response tokens (nats), a float32 scalar."""
-    with resident.autocast():
-        logits = resident.response_logits(batch)
-    return cross_entropy(logits.float(), batch.targets, reduction="sum")
+    return resident.response_loss(batch)
 
 
 def _gradients(
@@ -116,8 +121,10 @@ def _gradients(
 ) -> tuple[float, int]:
     """Add the batch's gradient to the parameters; returns its mean loss and its real tokens.
 
-    A batch that does not fit is halved, and the smaller size is remembered: the gradient is a sum
-    over examples divided by the batch's response tokens, so the result is the same.
+    A batch that does not fit is halved as long as a pass keeps the device busy, then activations
+    are computed again instead of kept (a third more work), then it is halved on. What was found is
+    remembered. The gradient is a sum over examples divided by the batch's response tokens, so the
+    result is the same.
     """
     targets = sum(tokens.length(int(row)) - int(tokens.prompts[row]) for row in rows)
     while True:
@@ -125,17 +132,32 @@ def _gradients(
         try:
             total, count = 0.0, 0
             for start in range(0, len(rows), size):
-                batch = collate(tokens, rows[start : start + size], resident.device)
+                batch = resident.collate(tokens, rows[start : start + size])
                 loss = response_loss(resident, batch) / targets
                 scaler.scale(loss).backward()
                 total += float(loss.detach())
                 count += batch.tokens
             return total, count
         except torch.OutOfMemoryError:
-            if size <= 1:
-                raise
-        # Out of the except clause: the traceback would keep the activations alive.
-        resident.micro_batch = min(size, len(rows)) // 2
-        log.warning("a batch of %d does not fit; using %d at a time", size, resident.micro_batch)
+            pass  # mended outside: the traceback would keep the activations alive
         optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
+        _take_less(resident, tokens, rows)
+
+
+def _take_less(resident: Resident, tokens: TokenSet, rows: NDArray[np.int64]) -> None:
+    """Find a way to make the batch of `rows`, which did not fit, in less memory.
+
+    Raises:
+        torch.OutOfMemoryError: there is none left.
+    """
+    size = min(resident.micro_batch or len(rows), len(rows))
+    length = sum(tokens.length(int(row)) for row in rows) / len(rows)
+    busy = size > 1 and size / 2 * length >= _BUSY_TOKENS
+    if not busy and resident.checkpoint():
+        log.warning("a batch of %d does not fit; computing activations twice", size)
+    elif size > 1:
+        resident.micro_batch = size // 2
+        log.warning("a batch of %d does not fit; using %d at a time", size, size // 2)
+    else:
+        raise torch.OutOfMemoryError("one example alone does not fit")
