@@ -119,8 +119,17 @@ def study_context(grid: Grid, settings: AggregatorSettings, folder: StudyFolder)
         wall_clock=time.time,
         sleep=time.sleep,
     )
-    context.exchange = Exchange(grid, directory, check_stop=context.check_stop)
+    context.exchange = Exchange(
+        grid, directory, check_stop=context.check_stop, epoch=lambda: _contents(settings.epoch)
+    )
     return context
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def _refuse_unsupported(context: StudyContext) -> None:

@@ -107,10 +107,13 @@ class Exchange:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         check_stop: Callable[[], None] = lambda: None,
+        epoch: Callable[[], object] = lambda: None,
     ) -> None:
-        """`check_stop` is called at every look and raises to end the exchange."""
+        """`check_stop` is called at every look and raises to end the exchange; `epoch` changes
+        when the SuperLink has started anew."""
         self._grid, self._directory = grid, directory
         self._clock, self._sleep, self._check_stop = clock, sleep, check_stop
+        self._epoch_of_superlink, self._epoch = epoch, epoch()
         self._pending: dict[str, _Pending] = {}
         self._discard: dict[str, None] = {}
         self._apart = False
@@ -274,12 +277,15 @@ class Exchange:
         """Send again where the message is gone, or was answered by a fault that passes."""
         now = self._clock()
         batch = []
+        # A SuperLink that was killed while it handed out a message has it down as delivered.
+        epoch, self._epoch = self._epoch, self._epoch_of_superlink()
+        anew = epoch != self._epoch
         for pending in self._pending.values():
             node = online.get(pending.letter.site)
             due = pending.retry_at is not None and now >= pending.retry_at
             back = node is not None and pending.lost_at is not None
             restarted = node is not None and pending.node is not None and node != pending.node
-            if node is not None and (due or back or restarted):
+            if node is not None and (due or back or restarted or anew):
                 log.info("%s is sent its request again", pending.letter.site)
                 batch.append(pending)
         if batch:

@@ -94,6 +94,11 @@ class AggregatorSettings(Section):
         return self.state / "control.token"
 
     @property
+    def epoch(self) -> Path:
+        """Written whenever the SuperLink starts."""
+        return self.state / "superlink.epoch"
+
+    @property
     def private_address(self) -> str:
         """host:port under which the aggregator's own processes reach the private listener."""
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.private.host, self.private.host)

@@ -21,6 +21,7 @@ from pathlib import Path
 import uvicorn
 
 from protocol.errors import FedwardError, SettingsError
+from protocol.files import write_atomic
 from protocol.flower import environment, superlink_arguments
 from protocol.tls import ReloadingContext
 
@@ -54,6 +55,7 @@ async def serve(settings: AggregatorSettings) -> None:
     private_socket = _bind(settings.private, "private.port")
     flower: App = superlink_app(_arguments(settings))
     wire = WireBook()
+    write_atomic(settings.epoch, repr(wire.epoch).encode())
     forward = ProgressForwarder(settings.control_plane)
     private = PrivateGuard(flower, wire, ensure_secret(settings.control_token))
     public = PublicGuard(flower, NodeKeys(settings.registry), wire, forward)

@@ -81,6 +81,26 @@ def test_restarted_node_is_sent_its_request_again(
     assert answer.seconds < 15
 
 
+def test_restarted_superlink_is_given_all_again(
+    grid: Any, clock: Any, registry: Path, exchange: Exchange
+) -> None:
+    """A SuperLink that died may have lost what it was handing out: open requests go again."""
+    epoch = ["one"]
+    ours = Exchange(
+        grid,
+        Directory(grid, registry, ()),
+        clock=clock,
+        sleep=clock.sleep,
+        epoch=lambda: epoch[0],
+    )
+    hospital = grid.hospitals["hospital-a"]
+    hospital.answer = echo(hospital, None)
+    clock.at(10, lambda: epoch.append(epoch.pop() + "more"))
+    (answer,) = ours.gather([letter("hospital-a")], 600)
+    assert answer.reason is None
+    assert answer.resent == 1
+
+
 def test_node_that_comes_back_counts(exchange: Exchange, grid: Any, clock: Any) -> None:
     """Flower calls a node unavailable; it comes back within the grace and answers."""
     hospital = grid.hospitals["hospital-a"]

@@ -42,7 +42,7 @@ from protocol.messages import Request, Task
 from protocol.states import StudyState
 from protocol.study import StudySettings
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 MANIFEST = AdapterManifest(tensors=(TensorSpec(name="layer.lora_A.weight", shape=(512, 512)),))
 
@@ -176,7 +176,7 @@ class Federation:
     def events(self, study_id: str, kind: type[Any]) -> list[Any]:
         return [e for e in self.plane.events if e.study_id == study_id and isinstance(e, kind)]
 
-    def wait_for(self, what: Callable[[], Any], seconds: float = 90) -> Any:
+    def wait_for(self, what: Callable[[], Any], seconds: float = 240) -> Any:
         deadline = time.monotonic() + seconds
         while not (found := what()):
             assert time.monotonic() < deadline, self.logs()
