@@ -253,7 +253,13 @@ def _site(plan: Plan, site: str, paths: FederationPaths) -> None:
         "link": {"node_key": "node.key", "report_seconds": REPORT_SECONDS},
         "data": {"train": ["/data/train.jsonl"], "heldout": ["/data/heldout.jsonl"]},
         "model": {"path": "/model"},
-        "trainer": {"socket": SOCKET, "signing_key": "signing.key"},
+        "trainer": {
+            "socket": SOCKET,
+            "signing_key": "signing.key",
+            # The hospitals of this topology share one machine: threads that wait for each other's
+            # cores make a step several times as long.
+            "threads": max(1, (os.cpu_count() or 1) // len(plan.sites)),
+        },
     }
     if link := plan.folder(f"{site}-link"):
         _copy(files.node_key, link / "node.key", PRIVATE)
