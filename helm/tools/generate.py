@@ -31,7 +31,8 @@ Schema = dict[str, Any]
 def load() -> Schema:
     """The prose schema with its references filled in."""
     prose: Schema = yaml.safe_load(PROSE.read_text())
-    return _filled(prose, prose.pop("definitions"))
+    filled: Schema = _filled(prose, prose.pop("definitions"))
+    return filled
 
 
 def _filled(node: Any, definitions: Schema) -> Any:

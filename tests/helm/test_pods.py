@@ -296,3 +296,12 @@ def test_users_additions() -> None:
     assert {"TZ", "LOG_LEVEL"} <= {v["name"] for v in spec["containers"][0]["env"]}
     assert "/extra" in {m["mountPath"] for m in spec["containers"][0]["volumeMounts"]}
     assert spec["topologySpreadConstraints"][0]["maxSkew"] == 1
+
+
+def test_several_edges_are_spread() -> None:
+    """Three replicas go to three machines where there are three; one needs no rule."""
+    several = named(profile("aggregator"), "Deployment", "fed-edge")["spec"]["template"]["spec"]
+    (rule,) = several["topologySpreadConstraints"]
+    assert rule["topologyKey"] == "kubernetes.io/hostname"
+    one = named(profile("defaults"), "Deployment", "fed-edge")["spec"]["template"]["spec"]
+    assert "topologySpreadConstraints" not in one

@@ -102,7 +102,8 @@ def federation(plan: dict[str, Any], provider: Provider) -> None:
     _revoke(plan["revoke"], ca, registry)
     ca.write_public_files()
 
-    trust, roots = {}, ca.trust_pem
+    trust: dict[str, dict[str, bytes]] = {}
+    roots = ca.trust_pem
     if plan["cert_manager"]:
         trust, roots = _from_cert_manager(provider, roots)
     for part, folder in (
