@@ -139,13 +139,16 @@ def _batch(tokenizer: Any, rng: random.Random) -> tuple[torch.Tensor, torch.Tens
     return collate(rows, tokenizer.pad_token_id)
 
 
-def pretrain(tokenizer: Any, *, steps: int = _STEPS, report: bool = True) -> Any:
+def pretrain(
+    tokenizer: Any, *, steps: int = _STEPS, threads: int = _THREADS, report: bool = True
+) -> Any:
     """Train a fresh model on `corpus.pretraining_items`; returns it on the CPU in float32.
 
-    It uses two threads, and the same weights come out every time on the same kind of processor and
-    torch build; another processor rounds differently, and its result is as good but not bit-equal.
+    It sets torch's threads for the whole process. The same weights come out every time on the same
+    kind of processor and torch build; another one rounds differently, and its result is as good
+    but not bit-equal.
     """
-    torch.set_num_threads(_THREADS)
+    torch.set_num_threads(threads)
     torch.manual_seed(_SEED)
     rng = random.Random(_SEED)
     model: Any = LlamaForCausalLM(build_config(tokenizer))

@@ -59,7 +59,10 @@ class Trial:
 
 
 def load_base(weights: Path = WEIGHTS, *, threads: int = 1) -> tuple[Any, Any]:
-    """The tokenizer and the base model, its Linear layers quantized to NF4."""
+    """The tokenizer and the base model, its Linear layers quantized to NF4.
+
+    It sets torch's threads for the whole process.
+    """
     torch.set_num_threads(threads)
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
