@@ -206,7 +206,9 @@ def it_stays_out_after_a_restart(running: Running, new: Newcomer) -> None:
     """Everything is stopped and started; the signed request of its node is refused as before."""
     fedward("down", folder=running.folder)
     fedward("up", folder=running.folder)
-    status, body = ask(running, new, running.federation.ports["fleet"])
+    port = running.federation.ports["fleet"]
+    running.wait("the aggregator answers", lambda: answers(running, new, port))
+    status, body = ask(running, new, port)
     assert (status, body.get("code")) == (401, "revoked")
     assert body["revoked_at"]
 
@@ -259,6 +261,14 @@ def refused(running: Running, new: Newcomer, port: int) -> bool:
     except (httpx.TransportError, ssl.SSLError):
         return True  # the edge ends the handshake
     return status == 401 and body.get("code") in {"revoked", "unknown_key"}
+
+
+def answers(running: Running, new: Newcomer, port: int) -> bool:
+    """Whether somebody listens at the port again."""
+    try:
+        return ask(running, new, port)[0] > 0
+    except httpx.TransportError:
+        return False
 
 
 def ask(running: Running, new: Newcomer, port: int) -> tuple[int, dict[str, str]]:

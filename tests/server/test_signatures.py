@@ -10,17 +10,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from test_federation import Federation, running
 
 from protocol.envelope import Envelope
 from protocol.events import RoundFinished, SiteResult
 from protocol.messages import Request, Task
 from protocol.states import Reason, SiteOutcome, StudyState
 
-from .test_federation import Federation, running
-
 __all__ = ["running"]  # the fixture: an aggregator, two links, stand-in trainers
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
 
 Forgery = Callable[[Envelope], Envelope]
 
