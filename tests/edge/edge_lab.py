@@ -147,7 +147,12 @@ class Edge:
 
 @contextlib.contextmanager
 def running_edge(
-    folder: Path, paths: FederationPaths, aggregator: int, control_plane: int, private: int = 0
+    folder: Path,
+    paths: FederationPaths,
+    aggregator: int,
+    control_plane: int,
+    private: int = 0,
+    **settings: str,
 ) -> Iterator[Edge]:
     """Start the edge as its image does, and wait until the aggregator is up behind it."""
     folder.mkdir()
@@ -168,6 +173,7 @@ def running_edge(
         "EDGE_CONTROL_PLANE": f"127.0.0.1:{control_plane}",
         "EDGE_CONTROL_PLANE_NAME": "localhost",
         "PYTHONPATH": str(DOCKER_EDGE),
+        **settings,
     }
     if private:
         environment |= {"EDGE_PRIVATE": f"127.0.0.1:{private}", "EDGE_PRIVATE_NAME": "localhost"}
