@@ -242,7 +242,7 @@ _CERTIFICATES = (
     (
         "crl-expired",
         "{file}: the revocation list ended at {end} and it is now {now}",
-        "run `fedward certs rotate --crl`; the control plane does it daily when it holds the key",
+        "run `fedward certs rotate --crl`; where an edge reads the list, have a job do it daily",
     ),
     (
         "crl-not-yet",

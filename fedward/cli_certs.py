@@ -16,7 +16,10 @@ from certs.files import write_atomic
 from certs.registry import SiteEntry
 from protocol.errors import FedwardError
 
+from . import launcher
+from .control import Address, ControlPlane
 from .coordinator import Coordinator, initialise, read_passphrase, renewal_needed
+from .federation import existing
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -262,12 +265,14 @@ def rotate(
 
 @app.command()
 def audit(folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) -> None:
-    """Print what was done with hospitals and certificates, oldest first, and check the log.
+    """Print what was done, oldest first, and check the log.
 
-    Each line names the one before, so a line that was edited or taken out is found. Who started
-    and stopped studies is in the control plane's list (its page, and /api/v1/audit).
+    Enrolments, revocations and rotations come from a log whose lines each name the one before, so
+    a line that was edited or taken out is found. While a federation runs on this machine, the
+    control plane's list is there too: studies started and stopped, log-ins, refusals.
     """
-    acts = certs_audit.read(Coordinator(folder.resolve()).paths.registry)
+    acts = certs_audit.read(Coordinator(folder.resolve()).paths.registry) + _at_the_plane(folder)
+    acts.sort(key=lambda act: str(act["time"]))
     if as_json:
         _print_json(acts)
         return
@@ -302,6 +307,23 @@ def _check_rotate(
         )
     if sum((bool(names), crl, change_ca)) > 1:
         raise FedwardError("--name, --crl and --ca are three things to do; choose one at a time")
+
+
+def _at_the_plane(folder: Path) -> list[dict[str, Any]]:
+    """The control plane's audit list, in the same words; none while it does not run here."""
+    federation = existing(folder)
+    if federation is None or launcher.running(federation.layout) is None:
+        return []
+    return [
+        {
+            "time": dt.datetime.fromtimestamp(row.at, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "actor": row.actor,
+            "act": row.action,
+            "subject": row.subject,
+            "details": {"address": row.address},
+        }
+        for row in ControlPlane(Address.of(federation, "operator")).audit()
+    ]
 
 
 def _sites_table(sites: dict[str, SiteEntry], waiting: list[str]) -> Table:

@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 
-from dashboard.views import EventView, NodeView, Page, StudyBrief, StudyDetail
-from protocol.control import EVENTS, NODES, STUDIES, Submission, Submitted
+from dashboard.views import AuditView, EventView, NodeView, Page, StudyBrief, StudyDetail
+from protocol.control import API, EVENTS, NODES, STUDIES, Submission, Submitted
 from protocol.errors import FedwardError
 from protocol.events import Event
 from protocol.study import StudySettings
@@ -77,6 +77,10 @@ class ControlPlane:
         """A study's whole history, oldest first."""
         pages: Iterator[EventView] = self._pages(EVENTS, Page[EventView], study=study_id)
         return [item.event for item in pages]
+
+    def audit(self) -> list[AuditView]:
+        """Who did what at the control plane, oldest first."""
+        return list(self._pages(f"{API}/audit", Page[AuditView]))[::-1]
 
     def wait_until_ready(self, seconds: float) -> None:
         """Wait for it to serve requests.

@@ -194,6 +194,8 @@ def it_is_counted(running: Running, new: Newcomer) -> None:
         running.wait("refusals are counted", lambda: refusals(running) > 0, 30)
     running.wait("its node is out of Flower's list", lambda: not online(running, "newcomer"), 30)
     acts = json.loads(fedward("certs", "audit", "--json", folder=running.folder).stdout)
+    done = [act["act"] for act in acts]
+    assert done.index("study_submitted") < done.index("rotate-server") < done.index("revoke")
     assert [act["act"] for act in acts if act["subject"] == "newcomer"] == [
         "approve",
         "renew",

@@ -1,11 +1,10 @@
 """Every listening port of a running federation, scanned by sslyze, against an allow-list.
 
 sslyze pins its own cryptography, so it lives in an environment of its own (`pipx install
-sslyze==6.3.1`); the test finds the command on PATH or in FEDWARD_SSLYZE.
+sslyze==6.3.1`); the test finds the command on the PATH.
 """
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Set
@@ -19,7 +18,7 @@ from fedward.federation import Layout
 from .conftest import Running
 
 Demo = tuple[Running, dict[str, Any], str]
-SSLYZE = os.environ.get("FEDWARD_SSLYZE") or shutil.which("sslyze")
+SSLYZE = shutil.which("sslyze")
 
 # What a listener may offer: forward secrecy and authenticated encryption, nothing else.
 ALLOWED = {
@@ -47,7 +46,7 @@ FLAWS = {
 }
 
 pytestmark = pytest.mark.skipif(
-    SSLYZE is None, reason="no sslyze command: pipx install sslyze==6.3.1, or FEDWARD_SSLYZE"
+    SSLYZE is None, reason="no sslyze on the PATH: pipx install sslyze==6.3.1"
 )
 
 
