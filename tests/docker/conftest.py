@@ -5,6 +5,7 @@ Takes minutes and an engine: `make compose-test`, or `pytest -m docker tests/doc
 
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,13 +50,17 @@ def stack() -> Iterator[Stack]:
     compose("build", "edge")
     running = Stack()
     begin = time.monotonic()
-    compose("up", "--detach", timeout=600)
+    up = threading.Thread(target=compose, args=("up", "--detach"), kwargs={"timeout": 600})
+    up.start()  # returns once all are started, which waits for some to be well
     try:
-        running.wait_healthy(300)
+        running.wait_healthy(600)
         running.seconds_to_healthy = time.monotonic() - begin
+        up.join()
         running.wait(lambda: bool(running.api("studies")), 120, "the first study")
         running.wait_finished(running.newest()["study_id"], 900)
         running.seconds_to_finished = time.monotonic() - begin
+        for name, seconds in sorted(running.well_after.items(), key=lambda item: item[1]):
+            print(f"{name} well after {seconds:.0f} s")
         print(
             f"\nhealthy after {running.seconds_to_healthy:.0f} s, "
             f"first study finished after {running.seconds_to_finished:.0f} s"

@@ -74,7 +74,7 @@ class Stack:
 
     seconds_to_healthy: float = 0.0
     seconds_to_finished: float = 0.0
-    notes: list[str] = field(default_factory=list)
+    well_after: dict[str, float] = field(default_factory=dict)
 
     def container(self, service: str) -> dict[str, Any]:
         """`docker inspect` of a service's container."""
@@ -147,7 +147,15 @@ class Stack:
 
     def wait_healthy(self, seconds: float) -> float:
         """Wait until every service is well."""
-        good = {"healthy", "running"}
-        return self.wait(
-            lambda: all(self.health(name) in good for name in SERVICES), seconds, "healthy"
-        )
+        begin = time.monotonic()
+        self.well_after = {}
+
+        def check() -> bool:
+            for name in SERVICES:
+                if name not in self.well_after and self.health(name) in {"healthy", "running"}:
+                    self.well_after[name] = time.monotonic() - begin
+            return len(self.well_after) == len(SERVICES) and all(
+                self.health(name) in {"healthy", "running"} for name in SERVICES
+            )
+
+        return self.wait(check, seconds, "healthy")
