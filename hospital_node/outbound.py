@@ -20,7 +20,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
@@ -41,8 +41,10 @@ log = logging.getLogger("fedward.outbound")
 
 Message = TypeVar("Message", Reply, Progress)
 
-TENSOR_NAME: Final = re.compile(r"base_model\.[A-Za-z0-9_.]{1,480}\.lora_[A-Za-z_]+(\.weight)?")
-"""PEFT's key of a saved LoRA tensor, such as `base_model.model.h.0.attn.c_attn.lora_A.weight`."""
+TENSOR_NAME: Final = re.compile(
+    r"base_model\.[A-Za-z0-9_.]{1,480}\.(lora_[A-Za-z_]+(\.weight)?|ia3_l)"
+)
+"""PEFT's key of a saved tensor, such as `base_model.model.h.0.attn.c_attn.lora_A.weight`."""
 
 _PART = r"[a-z]{2,16} [0-9]+\.[0-9][0-9a-z.+]{0,24}"
 SOFTWARE: Final = re.compile(rf"({_PART}(; {_PART}){{0,7}})?")
@@ -63,7 +65,8 @@ class Update:
 
     `tensors` holds float32 arrays by PEFT's saved name; `manifest` is the declared layout.
     `max_norm` bounds the L2 norm of a delta over all tensors; an initial adapter (`kind` adapter)
-    is drawn from the study's seed and has no bound.
+    is drawn from the study's seed and has no bound. `after` is told, once the reply is in the
+    ledger, what the aggregator will decode (float32, (manifest.numel,)); it stays at the site.
     """
 
     kind: Literal["adapter", "delta"]
@@ -71,6 +74,7 @@ class Update:
     manifest: AdapterManifest
     codec: str
     max_norm: float = math.inf
+    after: Callable[[NDArray[np.float32]], None] | None = None
 
 
 class Outbound:
@@ -116,8 +120,9 @@ class Outbound:
             if header.payload is not None:
                 raise OutboundRefused(Reason.OUTBOUND_REFUSED, "a payload not made at the door")
             fields, payload, norm = header.model_dump(warnings=False), b"", 0.0
+            sent: NDArray[np.float32] | None = None
             if update is not None:
-                payload, norm = _encode(fields, update)
+                payload, norm, sent = _encode(fields, update)
             reply = _rebuilt(Reply, fields, self.site)
             if reply.description is not None:
                 _check_names(reply.description.manifest)
@@ -126,6 +131,8 @@ class Outbound:
                 self._count("refusals", envelope.size)
             else:
                 self._record(reply, envelope, norm, request_digest)
+            if update is not None and update.after is not None and sent is not None:
+                update.after(sent)
             return envelope
         except OutboundRefused as error:
             log.error("stopped at the door (%s): %s", error.reason, error)
@@ -222,8 +229,11 @@ def _check_names(manifest: AdapterManifest) -> None:
             )
 
 
-def _encode(fields: dict[str, Any], update: Update) -> tuple[bytes, float]:
-    """The update's bytes and L2 norm; describes them in the reply's `fields`."""
+def _encode(fields: dict[str, Any], update: Update) -> tuple[bytes, float, NDArray[np.float32]]:
+    """The update's bytes, its L2 norm, and what the bytes decode to.
+
+    Describes them in the reply's `fields`.
+    """
     started = time.monotonic()
     if fields.get("reason") is not None:
         raise OutboundRefused(Reason.OUTBOUND_REFUSED, "a refusal that carries tensors")
@@ -235,12 +245,12 @@ def _encode(fields: dict[str, Any], update: Update) -> tuple[bytes, float]:
         raise OutboundRefused(
             Reason.NORM_TOO_LARGE, f"the update's norm {norm:.4g} is above {update.max_norm:.4g}"
         )
-    payload, data, _ = encode_payload(update.codec, vector, update.manifest, update.kind)
+    payload, data, sent = encode_payload(update.codec, vector, update.manifest, update.kind)
     seconds = time.monotonic() - started
     timing = fields["timing"]
     timing |= {"encode": seconds, "total": timing["total"] + seconds}
     fields["payload"] = payload.model_dump()
-    return data, norm
+    return data, norm, sent
 
 
 def _flat(update: Update) -> NDArray[np.float32]:

@@ -54,14 +54,25 @@ class ModelSettings(Section):
 
 
 class AdapterSettings(Section):
-    """The trained part: a LoRA adapter (arXiv 2106.09685)."""
+    """The trained part, beside the frozen base (`kind` is a PEFT method).
 
-    kind: Literal["lora"] = Field(default="lora", description="the PEFT method")
-    rank: int = Field(default=16, ge=1, le=1024, description="LoRA rank r")
+    | kind | what trains | paper |
+    |---|---|---|
+    | `lora` | B A of rank r beside a matrix, times alpha / r | arXiv 2106.09685 |
+    | `rslora` | the same, times alpha / sqrt(r): large ranks learn as fast | arXiv 2312.03732 |
+    | `dora` | the same, and the length of each row of the sum | arXiv 2402.09353 |
+    | `ia3` | one factor for each key, value and inner feed-forward channel | arXiv 2205.05638 |
+    """
+
+    kind: Literal["lora", "rslora", "dora", "ia3"] = Field(
+        default="lora", description="the PEFT method: lora, rslora, dora or ia3"
+    )
+    rank: int = Field(default=16, ge=1, le=1024, description="LoRA rank r; ia3 has none")
     alpha: float = Field(default=32.0, gt=0, description="LoRA scale; the update is alpha/r * B A")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before A")
     target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
-        default="all-linear", description='"all-linear" or a list of module names'
+        default="all-linear",
+        description='"all-linear" or a list of module names; ia3 takes its own by default',
     )
 
 
@@ -327,6 +338,24 @@ class StudySettings(Section):
                 f"aggregation.lora = {aggregation.lora!r} adds to the base weights every round, "
                 f"which model.quantization = {self.model.quantization.value!r} cannot hold: use "
                 "'none', or aggregation.lora = 'flexlora'"
+            )
+        if kind in {"dora", "ia3"} and self.codec.down not in {"fp32", "fp16", "fp32+zstd",
+                                                               "fp16+zstd"}:  # fmt: skip
+            raise ValueError(
+                f"adapter.kind = {kind!r} multiplies the base's own values, so what "
+                f"codec.down = {self.codec.down!r} rounds off would disturb the base in every "
+                'round: use "fp32" or "fp16"'
+            )
+        if self.codec.feedback and aggregation.lora not in {"factors", "ffa"}:
+            raise ValueError(
+                f"codec.up = {self.codec.up!r} with error feedback adds what a round lost to the "
+                f"next, but aggregation.lora = {aggregation.lora!r} has other factors by then: use "
+                'another codec, or codec.error_feedback = "off"'
+            )
+        if self.codec.feedback and aggregation.strategy == "scaffold":
+            raise ValueError(
+                "aggregation.strategy = 'scaffold' sends control variates beside the adapter, "
+                'which error feedback would mix up with it: set codec.error_feedback = "off"'
             )
         cut = math.ceil(aggregation.trim_fraction * self.rounds.minimum_sites)
         if aggregation.strategy == "trimmed-mean" and self.rounds.minimum_sites <= 2 * cut:

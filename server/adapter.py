@@ -34,21 +34,41 @@ def write_adapter(
 def adapter_config(settings: StudySettings, manifest: AdapterManifest) -> dict[str, Any]:
     """What PEFT needs to build the same adapter around the same base."""
     adapter = settings.adapter
+    common = {
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": settings.model.base,
+        "inference_mode": True,
+    }
+    if adapter.kind == "ia3":
+        return common | {"peft_type": "IA3"} | _ia3_modules(manifest)
     modules: str | list[str] = (
         adapter.target_modules
         if isinstance(adapter.target_modules, str)
         else list(adapter.target_modules)
     )
-    return {
+    return common | {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": settings.model.base,
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
         "lora_dropout": adapter.dropout,
         "target_modules": modules,
         "bias": "none",
-        "inference_mode": True,
-        "use_rslora": str(adapter.kind) == "rslora",
-        "use_dora": str(adapter.kind) == "dora",
+        "use_rslora": adapter.kind == "rslora",
+        "use_dora": adapter.kind == "dora",
     }
+
+
+def _ia3_modules(manifest: AdapterManifest) -> dict[str, list[str]]:
+    """IA3's modules by name: the aggregator never sees the model, so the layout tells them.
+
+    PEFT keeps a feed-forward module's factors as [1, in] and the others' as [out, 1]; a module is
+    named by its last two parts, because GPT-2 has a `c_proj` of either kind.
+    """
+    targets: set[str] = set()
+    forward: set[str] = set()
+    for tensor in manifest.tensors:
+        name = ".".join(tensor.name.removesuffix(".ia3_l").split(".")[-2:])
+        targets.add(name)
+        if tensor.shape[0] == 1:
+            forward.add(name)
+    return {"target_modules": sorted(targets), "feedforward_modules": sorted(forward)}

@@ -1,4 +1,4 @@
-"""The LoRA adapter on a resident base model: built once, then only its numbers change.
+"""The adapter on a resident base model: built once, then only its numbers change.
 
 Names are those of PEFT's saved state dict, so the flat vector written under them is a file that
 stock `peft` loads.
@@ -7,7 +7,8 @@ stock `peft` loads.
 import hashlib
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -24,6 +25,8 @@ Vector = NDArray[np.float32]
 
 _ZERO: Final = re.compile(r"\.lora_(B|embedding_A)(\.weight)?$")
 _NORMAL: Final = re.compile(r"\.lora_embedding_B(\.weight)?$")
+_ONE: Final = re.compile(r"\.ia3_l$")
+_MAGNITUDE: Final = re.compile(r"\.lora_magnitude_vector(\.weight)?$")
 _FACTOR_B: Final = re.compile(r"\.lora_(embedding_)?B(\.weight)?$")
 
 
@@ -34,6 +37,19 @@ class Adapter:
     settings: AdapterSettings
     manifest: AdapterManifest
     parameters: tuple[torch.nn.Parameter, ...]  # float32 on the model's device
+    magnitudes: Mapping[str, Vector] = field(default_factory=dict)  # DoRA: row lengths of the base
+
+    def initial(self, seed: int) -> Vector:
+        """The adapter a study begins with; see the function of this name.
+
+        DoRA's magnitudes begin as the lengths of the base's rows, so they are this machine's to
+        the last bit; every site gets those of the one that was asked for them.
+        """
+        vector = initial(self.manifest, seed)
+        for tensor, place in self.manifest.slices():
+            if tensor.name in self.magnitudes:
+                vector[place] = self.magnitudes[tensor.name].reshape(-1)
+        return vector
 
     def load(self, vector: Vector) -> None:
         """Put the numbers of `vector` (float32, (manifest.numel,)) into the model."""
@@ -61,29 +77,65 @@ class Adapter:
 
 
 def attach(base: Any, settings: AdapterSettings) -> tuple[Any, Adapter]:
-    """Put a LoRA adapter on `base` (a transformers model); returns the PEFT model and its adapter.
+    """Put an adapter on `base` (a transformers model); returns the PEFT model and its adapter.
 
     Raises:
         Refusal: a target module is not in this model, or PEFT cannot do what the settings ask.
     """
     import peft
 
+    try:
+        config = _ia3(base, settings) if settings.kind == "ia3" else _lora(settings)
+        model = peft.get_peft_model(base, config, autocast_adapter_dtype=True)
+    except ValueError as error:
+        raise Refusal(
+            Reason.SITE_FORBIDS,
+            f"adapter.target_modules = {settings.target_modules!r} does not fit: {error}",
+        ) from error
+    return model, _adapter(model, settings)
+
+
+def _lora(settings: AdapterSettings) -> Any:
+    import peft
+
     targets = settings.target_modules
-    config = peft.LoraConfig(
+    return peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type="CAUSAL_LM",
         bias="none",
+        use_rslora=settings.kind == "rslora",
+        use_dora=settings.kind == "dora",
     )
-    try:
-        model = peft.get_peft_model(base, config, autocast_adapter_dtype=True)
-    except ValueError as error:
-        raise Refusal(
-            Reason.SITE_FORBIDS, f"adapter.target_modules = {targets!r} does not fit: {error}"
-        ) from error
-    return model, _adapter(model, settings)
+
+
+def _ia3(base: Any, settings: AdapterSettings) -> Any:
+    """IA3 where the paper has it (keys, values, inner feed-forward), or on the modules named.
+
+    A feed-forward module has its input scaled, the others their output.
+    """
+    import peft
+    from peft.utils.constants import (
+        TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as FORWARD,
+    )
+    from peft.utils.constants import (
+        TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as TARGETS,
+    )
+
+    kind = str(base.config.model_type)
+    known = sorted({name for names in FORWARD.values() for name in names})
+    if isinstance(settings.target_modules, str):
+        if kind not in TARGETS:
+            raise ValueError(f"where ia3 goes in a {kind!r} is not known: name the modules")
+        targets, forward = TARGETS[kind], FORWARD[kind]
+    else:
+        targets = list(settings.target_modules)
+        forward = [name for name in targets if name in known]
+    return peft.IA3Config(
+        task_type="CAUSAL_LM", target_modules=targets, feedforward_modules=forward
+    )
 
 
 def detach(model: Any) -> Any:
@@ -114,18 +166,27 @@ def _adapter(model: Any, settings: AdapterSettings) -> Adapter:
     manifest = AdapterManifest(
         tensors=tuple(TensorSpec(name=name, shape=tuple(saved[name].shape)) for name in names)
     )
-    return Adapter(settings, manifest, parameters)
+    magnitudes = {
+        name: saved[name].detach().to("cpu", torch.float32).numpy().copy()
+        for name in names
+        if _MAGNITUDE.search(name)
+    }
+    return Adapter(settings, manifest, parameters, magnitudes)
 
 
 def initial(manifest: AdapterManifest, seed: int) -> Vector:
     """The adapter a study begins with: float32, (manifest.numel,), the same on every machine.
 
-    PEFT's own distributions (A uniform in +-1/sqrt(fan in), B zero), drawn by numpy's Philox from
-    the study's seed and the tensor's name, because torch's generators differ between CPU and GPU.
+    PEFT's own distributions (A uniform in +-1/sqrt(fan in), B zero, IA3's factors one), drawn by
+    numpy's Philox from the study's seed and the tensor's name, because torch's generators differ
+    between CPU and GPU.
     """
     vector = np.zeros(manifest.numel, dtype=np.float32)
     for tensor, place in manifest.slices():
         if _ZERO.search(tensor.name):
+            continue
+        if _ONE.search(tensor.name) or _MAGNITUDE.search(tensor.name):
+            vector[place] = 1.0  # a magnitude's true beginning is in `Adapter.initial`
             continue
         key = hashlib.sha256(f"adapter\0{seed}\0{tensor.name}".encode()).digest()[:16]
         draw = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "big")))

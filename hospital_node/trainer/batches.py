@@ -8,6 +8,7 @@ Two layouts of the same thing, and the rest of the trainer sees only `Batch`:
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,11 @@ def pack(
 
     A sequence's last token is left out: it is predicted and predicts nothing.
     """
-    ids, positions, predictors, targets, segments = [], [], [], [], []
+    ids: list[NDArray[Any]] = []
+    positions: list[NDArray[Any]] = []
+    predictors: list[NDArray[Any]] = []
+    targets: list[NDArray[Any]] = []
+    segments: list[Segment] = []
     start = real = 0
     for group in groups:
         first, prompt = tokens[int(group[0])]
@@ -78,7 +83,7 @@ def pack(
             inner = len(sequence) - prompt - 1
             ids.append(sequence[prompt:-1])
             positions.append(np.arange(prompt, prompt + inner))
-            predictors.append([start + prompt - 1])
+            predictors.append(np.array([start + prompt - 1]))
             predictors.append(np.arange(place, place + inner))
             targets.append(sequence[prompt:])
             branches.append(inner)
@@ -152,5 +157,5 @@ def packed_batches(
         yield batch
 
 
-def _flat(parts: Sequence[object], device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)  # type: ignore[arg-type]
+def _flat(parts: Sequence[NDArray[Any]], device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)

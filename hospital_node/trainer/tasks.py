@@ -33,12 +33,13 @@ from protocol.states import Reason, TrainerState
 from protocol.study import StudySettings
 
 from . import sampling, tokens
-from .adapter import Adapter, Vector, initial, tensors_of
+from .adapter import Adapter, Vector, tensors_of
 from .board import Board
 from .data import Rows, load_rows
 from .errors import Cancelled, Refusal
 from .evaluation import evaluate
 from .model import Resident, Shelf
+from .residuals import Residuals
 from .training import Done, Plan, train
 
 log = logging.getLogger("fedward.trainer")
@@ -92,6 +93,7 @@ class Tasks:
         self.site = site
         self.shelf = Shelf(site)
         self._rows = rows
+        self._residuals = Residuals(site.state / "feedback")
         self._stamps = self._data_stamps()
         self._secret = secret
         self._board = board
@@ -125,7 +127,7 @@ class Tasks:
             self._rows, self._stamps = load_rows(self.site.data), stamps
         ready = self._ready(request.settings, clock)
         manifest = ready.adapter.manifest
-        first = initial(manifest, request.settings.seed)
+        first = ready.adapter.initial(request.settings.seed)
         evaluation = None
         if request.evaluate:
             ready.adapter.load(first)
@@ -169,12 +171,21 @@ class Tasks:
         )
         limits = (self.site.limits.max_update_norm, request.settings.aggregation.max_update_norm)
         manifest = ready.adapter.manifest
+        wanted, after = delta, None
+        if request.settings.codec.feedback:
+            study, number = request.study_id, request.round
+            wanted = self._residuals.before(study, number, manifest).add_to(delta)
+
+            def after(sent: Vector) -> None:
+                self._residuals.keep(study, number, manifest, wanted - sent)
+
         update = Update(
             "delta",
-            tensors_of(delta, manifest),
+            tensors_of(wanted, manifest),
             manifest,
             request.settings.codec.up,
             max_norm=min(limits),
+            after=after,
         )
         reply = self._reply(request, clock, training=training, evaluation=evaluation)
         return Answer(reply, update)
@@ -199,7 +210,7 @@ class Tasks:
         if request.payload is not None:
             first = self._receive(ready, request, payload, clock)
         else:
-            first = initial(ready.adapter.manifest, settings.seed)
+            first = ready.adapter.initial(settings.seed)
             ready.adapter.load(first)
         steps = min(settings.training.steps, self.site.limits.max_steps)
         self._board.enter(TrainerState.TRAINING, steps * rounds)
@@ -391,11 +402,6 @@ def _check_supported(settings: StudySettings) -> None:
         raise Refusal(
             Reason.SITE_FORBIDS,
             f"aggregation.lora = {aggregation.lora!r} changes the base; this trainer keeps it",
-        )
-    if settings.codec.feedback:
-        raise Refusal(
-            Reason.SITE_FORBIDS,
-            f"codec.up = {settings.codec.up!r} with error feedback is not done by this trainer",
         )
 
 

@@ -9,11 +9,17 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from hospital_node.outbound import TENSOR_NAME
 from hospital_node.trainer.adapter import attach, detach, initial, tensors_of
 from hospital_node.trainer.errors import Refusal
-from hospital_node.trainer.model import load_base
+from hospital_node.trainer.model import Shelf, load_base
+from hospital_node.trainer.training import Plan, train
 from protocol.manifest import AdapterManifest, TensorSpec
 from protocol.study import AdapterSettings, ModelSettings
+from server.adapter import write_adapter
+
+from .lab import SiteFolder, study
+from .test_model import sequences
 
 CPU = torch.device("cpu")
 KINDS = ["llama", "gpt2", "qwen2"]
@@ -44,6 +50,49 @@ def test_stock_peft_loads_what_we_write(
         torch.testing.assert_close(stock(ids).logits, model.eval()(ids).logits, rtol=0, atol=0)
         plain = base(bases(kind))(ids).logits
     assert not torch.allclose(plain, model(ids).logits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", ["lora", "rslora", "dora", "ia3"])
+def test_stock_peft_loads_what_the_aggregator_writes(
+    bases: Callable[[str], Path], tmp_path: Path, kind: str, method: str
+) -> None:
+    """For each kind of adapter the finished folder gives stock PEFT the model that was trained."""
+    asked = study(adapter={"kind": method, "rank": 4, "alpha": 8})
+    model, adapter = attach(base(bases(kind)), asked.adapter)
+    assert all(TENSOR_NAME.fullmatch(tensor.name) for tensor in adapter.manifest.tensors)
+    ids = torch.arange(3, 15).view(1, -1)
+    first = adapter.initial(0)
+    adapter.load(first)
+    with torch.no_grad():
+        plain = base(bases(kind))(ids).logits
+        torch.testing.assert_close(model.eval()(ids).logits, plain, atol=1e-5, rtol=1e-4)
+    random = np.random.default_rng(0).normal(0, 0.1, adapter.manifest.numel).astype(np.float32)
+    adapter.load(first + random)
+    folder = write_adapter(tmp_path, asked, adapter.manifest, first + random)
+    stock = peft.PeftModel.from_pretrained(base(bases(kind)), str(folder)).eval()
+    with torch.no_grad():
+        theirs, ours = stock(ids).logits, model.eval()(ids).logits
+    torch.testing.assert_close(theirs, ours, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(ours, plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["rslora", "dora", "ia3"])
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_every_kind_learns(
+    bases: Callable[[str], Path], tmp_path: Path, method: str, quantization: str
+) -> None:
+    """On the plain and on the 4-bit base, packed, the loss on repeated rows falls."""
+    wanted = ModelSettings(base="any", quantization=quantization)
+    made = Shelf(SiteFolder(tmp_path, bases("llama")).settings()).get(wanted)
+    adapter = made.use(study(adapter={"kind": method, "rank": 4, "alpha": 8}).adapter)
+    adapter.load(adapter.initial(0))
+    assert made.packing
+    rate = 0.1 if method == "ia3" else 0.02
+    plan = Plan(batch_size=4, learning_rate=rate, weight_decay=0.0, max_grad_norm=1.0, seed=0)
+    rows = np.tile(np.arange(4), 12)
+    losses = train(made, adapter, sequences(8, 12, 9, 10), rows, plan, lambda *_: None).losses
+    assert losses[-1] < 0.95 * losses[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -120,3 +169,12 @@ def test_a_module_that_is_not_there_is_a_sentence(bases: Callable[[str], Path]) 
     """A study written for another architecture is refused with the setting's name."""
     with pytest.raises(Refusal, match=r"adapter\.target_modules"):
         attach(base(bases("gpt2")), AdapterSettings(target_modules=("q_proj",)))
+
+
+@pytest.mark.parametrize("kind", ["dora", "ia3"])
+def test_what_scales_the_base_is_not_rounded_on_the_way(kind: str) -> None:
+    """An 8-bit down-link of multipliers is refused at submission, with the way out."""
+    with pytest.raises(ValueError, match=r"codec\.down = 'int8'.*fp32"):
+        study(adapter={"kind": kind}, codec={"down": "int8"})
+    with pytest.raises(ValueError, match="two factors"):
+        study(adapter={"kind": kind}, aggregation={"lora": "flexlora"})

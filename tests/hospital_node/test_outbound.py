@@ -107,6 +107,28 @@ def test_a_good_update_leaves_signed_and_recorded(lab: Lab) -> None:
     assert line["numbers"]["training"]["examples"] == 4
 
 
+def test_the_site_learns_what_was_sent_only_once_it_is_recorded(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the ledger's line, the sender is told what the aggregator will decode; never before."""
+    told: list[list[float]] = []
+    beside = update(tensors(A=np.full((2, 8), 0.3, np.float32)), codec="int8",
+                    after=lambda sent: told.append(sent.tolist()))  # fmt: skip
+    envelope = lab.door.release(reply(), beside, request_digest="d" * 64)
+    header = lab.opened(envelope)
+    assert header.payload is not None
+    decoded = decode_payload(header.payload, envelope.payload, MANIFEST, kind="delta")
+    assert told == [decoded.tolist()]
+
+    def full(_: object) -> None:
+        raise LedgerError("the disk is full")
+
+    monkeypatch.setattr(lab.ledger, "append", full)
+    with pytest.raises(LedgerError):
+        lab.door.release(reply(), beside, request_digest="d" * 64)
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [

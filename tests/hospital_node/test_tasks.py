@@ -263,7 +263,6 @@ def test_adapters_of_another_layout_are_refused(lab: Lab) -> None:
     [
         {"aggregation": {"strategy": "scaffold"}},
         {"aggregation": {"lora": "fedex"}},
-        {"codec": {"up": "fp16", "error_feedback": "on"}},
     ],
 )
 def test_what_is_not_done_is_refused_not_ignored(lab: Lab, changes: dict[str, Any]) -> None:
