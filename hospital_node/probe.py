@@ -79,10 +79,11 @@ def ask(path: Path) -> dict[str, Any]:
         stream.connect(str(path))
         stream.sendall(HEAD.pack(STATUS, 0, 0, 0))
         with stream.makefile("rb") as reader:
-            kind, size, _, _ = HEAD.unpack(reader.read(HEAD.size))
-            if kind != PROGRESS or size > MAX_HEADER:
+            kind, size, *rest = HEAD.unpack(reader.read(HEAD.size))
+            if kind != PROGRESS or size + sum(rest) > MAX_HEADER:
                 raise ValueError(f"a frame of kind {kind} with {size} bytes")
             record = json.loads(reader.read(size))
+            reader.read(sum(rest))  # to the end, or the trainer logs a connection that broke
     return dict(record)  # TypeError, ValueError: not a record
 
 
