@@ -253,7 +253,7 @@ def running(
 
 def test_study_runs(running: Federation) -> None:
     """A study from command to report: verdict, bytes that agree with Flower's, little overhead."""
-    running.submit("plain-1", count=10)
+    running.submit("plain-1")
     end = running.end_of("plain-1")
     assert end.state is StudyState.FINISHED, running.logs()
     rounds = running.events("plain-1", RoundFinished)
@@ -303,7 +303,7 @@ def test_aggregator_killed_leaves_nothing_and_goes_on(running: Federation) -> No
     children = psutil.Process(running.aggregator.pid).children(recursive=True)
     os.kill(running.aggregator.pid, signal.SIGKILL)
     running.aggregator.wait()
-    _, alive = psutil.wait_procs(children, timeout=15)
+    _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
     running.start_aggregator()
     assert running.end_of("aggregator-killed").state is StudyState.FINISHED, running.logs()
