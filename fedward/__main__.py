@@ -1,7 +1,8 @@
 """Where the `fedward` command begins: `python -m fedward` is the same.
 
 The command line imports for about a second. A Ctrl-C in that second has nothing to clean up and
-must not print a traceback, so it is handled here before anything else is imported.
+must not print a traceback, so it is handled here before anything else is imported. SIGTERM, which
+`timeout` and service managers send, is taken as a Ctrl-C: what was started is stopped.
 """
 
 import os
@@ -13,7 +14,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     from .cli import main as run
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     run()
 
 

@@ -28,7 +28,8 @@ def left(folder: Path) -> list[str]:
 @pytest.mark.timeout(300)
 def test_interrupted_at_any_moment_nothing_is_left(tmp_path: Path) -> None:
     """The demo is interrupted while it imports, starts up and runs; then it starts again."""
-    for seconds in (1.0, 3.0, 12.0):
+    moments = ((1.0, signal.SIGINT), (3.0, signal.SIGTERM), (12.0, signal.SIGINT))
+    for seconds, number in moments:
         demo = subprocess.Popen(
             [*COMMAND, "demo", "--folder", str(tmp_path)],
             stdout=subprocess.PIPE,
@@ -36,7 +37,7 @@ def test_interrupted_at_any_moment_nothing_is_left(tmp_path: Path) -> None:
             text=True,
         )
         time.sleep(seconds)
-        demo.send_signal(signal.SIGINT)
+        demo.send_signal(number)
         output, _ = demo.communicate(timeout=60)
         assert demo.returncode != 0
         assert "Traceback" not in output, f"after {seconds} s:\n{output}"
