@@ -40,6 +40,7 @@ from . import client_app
 from ._wake import Doorbell
 
 _PR_SET_PDEATHSIG = 1  # prctl(2): the signal a child gets when its parent dies
+END_SECONDS = 10  # a ClientApp that was told to stop has this long to answer first
 _IDLE_SECONDS = 1.0  # Flower's own interval; the doorbell makes it a fallback
 
 
@@ -117,6 +118,7 @@ def _interrupt_on(*signals: signal.Signals) -> None:
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         for number in signals:
             signal.signal(number, signal.SIG_IGN)
+        signal.alarm(END_SECONDS)  # Flower retries a reply for ever when the SuperNode is gone too
         raise InterruptedByEndError(f"{ERROR_PREFIX}{Reason.INTERRUPTED}")
 
     for number in signals:

@@ -1,8 +1,11 @@
 """The link: what it passes on, what it survives and what it says."""
 
 import email.utils
+import signal
 import socket
 import stat
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -142,6 +145,27 @@ def test_a_revoked_node_says_so_and_when() -> None:
     assert "revoked at 2026-03-01T12:00:00Z" in sentence
     for bad in (body | {"revoked_at": "\x1b[2J now"}, body | {"code": "other"}, ["revoked"], "x"):
         assert "not enrolled there" in supernode.explain_refusal(httpx.Response(401, json=bad))
+
+
+def test_a_client_app_told_to_stop_ends_even_if_its_reply_cannot_leave() -> None:
+    """Flower retries a reply without end; when the SuperNode is gone too, an alarm ends it."""
+    program = (
+        "import signal, time\n"
+        "from hospital_node.link import executor\n"
+        "executor.END_SECONDS = 1\n"
+        "executor._interrupt_on(signal.SIGTERM, signal.SIGINT)\n"
+        "print('ready', flush=True)\n"
+        "while True:\n"
+        "    try:\n"
+        "        time.sleep(60)\n"
+        "    except executor.InterruptedByEndError:\n"
+        "        pass\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.terminate()
+        assert process.wait(10) == -signal.SIGALRM
 
 
 def test_the_loopback_certificate_is_private_and_for_loopback(tmp_path: Path) -> None:
