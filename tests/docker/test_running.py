@@ -152,7 +152,7 @@ def test_each_hospital_holds_its_own_keys_and_nobody_elses(stack: Stack) -> None
 def test_no_image_holds_an_installer_and_only_the_trainers_holds_torch(stack: Stack) -> None:
     code = """
 from importlib.util import find_spec
-print([name for name in ("pip", "setuptools", "torch") if find_spec(name)])
+print([name for name in ("pip", "uv", "ensurepip", "torch") if find_spec(name)])
 """
     for service in ("aggregator", "control-plane", "edge", "hospital-a-link"):
         assert stack.python(service, code).strip() == "[]", service
