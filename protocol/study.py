@@ -79,9 +79,10 @@ class AdapterSettings(Section):
 class PromptSettings(Section):
     """How a row becomes text."""
 
-    template: Literal["alpaca", "chat", "plain"] = Field(
+    template: Literal["alpaca", "chat", "plain", "text"] = Field(
         default="alpaca",
-        description="alpaca, chat (the tokenizer's own chat template), or plain",
+        description="alpaca, chat (the tokenizer's own chat template), plain, or text (the whole "
+        "row is learnt, the instruction too)",
     )
 
 
@@ -92,14 +93,20 @@ class TrainingSettings(Section):
     batch_size: int = Field(default=16, ge=1, le=65_536, description="examples a step")
     learning_rate: float = Field(default=2e-4, gt=0, le=10, description="AdamW's peak rate")
     learning_rate_end: float = Field(
-        default=0.0, ge=0, le=10, description="the rate of the last round (cosine schedule)"
+        default=0.0, ge=0, le=10, description="the rate of the last round (cosine, linear)"
     )
-    schedule: Literal["constant", "cosine"] = Field(
-        default="constant", description="the learning rate over the rounds: constant or cosine"
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        default="constant",
+        description="the learning rate over the rounds: constant, cosine or linear",
     )
     weight_decay: float = Field(default=0.0, ge=0, le=10, description="AdamW's decoupled decay")
     max_grad_norm: float = Field(default=1.0, gt=0, description="gradient clipping, global L2 norm")
     max_length: int = Field(default=512, ge=8, le=1_048_576, description="tokens an example")
+    max_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="a slower site stops there after fewer steps and weighs what it did",
+    )
 
 
 class EvaluationSettings(Section):

@@ -166,9 +166,8 @@ class Tasks:
                 ready.resident, ready.adapter, ready.train, rows, plan, self._on_step(check)
             )
             delta = ready.adapter.read() - received
-        training = _training(
-            done, delta, self._epoch(ready, request.settings, request.round, steps)
-        )
+        passes = self._epoch(ready, request.settings, request.round, len(done.losses))
+        training = _training(done, delta, passes)
         limits = (self.site.limits.max_update_norm, request.settings.aggregation.max_update_norm)
         manifest = ready.adapter.manifest
         wanted, after = delta, None
@@ -321,6 +320,7 @@ class Tasks:
             max_grad_norm=training.max_grad_norm,
             seed=sampling.derive("dropout", settings.seed, self.site.name, round_number),
             factors=frozenset(settings.aggregation.trained_factors(round_number)),
+            seconds=training.max_seconds or math.inf,
         )
 
     def _batch_size(self, settings: StudySettings) -> int:

@@ -5,6 +5,8 @@
     chat     the tokenizer's own chat template: one user message (instruction, empty line, input)
              and the assistant's answer
     plain    instruction, then input, each on a line of its own, and nothing else
+    text     as plain, but there is no prompt: the whole row is the response, so all of it is learnt
+             (further pretraining on notes); held-out rows are scored as plain
 
 A response ends with the tokenizer's end token, so the model learns to stop.
 """
@@ -16,7 +18,7 @@ from protocol.states import Reason
 from .data import Row
 from .errors import Refusal
 
-Template = Literal["alpaca", "chat", "plain"]
+Template = Literal["alpaca", "chat", "plain", "text"]
 
 _ALPACA: Final = (
     "Below is an instruction that describes a task. Write a response that appropriately "
@@ -72,6 +74,8 @@ def texts(tokenizer: Any, template: Template, row: Row, response: str) -> tuple[
         return alpaca_prompt(row.instruction, row.input), response
     if template == "plain":
         return plain_prompt(row.instruction, row.input), response
+    if template == "text":
+        return "", plain_prompt(row.instruction, row.input) + response
     content = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
     messages = [{"role": "user", "content": content}]
     prompt = str(

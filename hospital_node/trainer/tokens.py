@@ -26,7 +26,7 @@ from .templates import Template, check_template, texts
 
 log = logging.getLogger("fedward.trainer")
 
-_FORMAT: Final = 1  # raise it when what is in a cache file changes
+_FORMAT: Final = 2  # raise it when what is in a cache file changes
 _KEPT_FILES: Final = 8  # cache files that are kept, the newest
 
 
@@ -83,6 +83,8 @@ def tokenize_heldout(
     tokenizer: Any, template: Template, rows: Sequence[Row], max_length: int
 ) -> HeldoutSet:
     """Every response that is scored for the held-out `rows`."""
+    if template == "text":  # an option's likelihood is asked for, not its question's
+        template = "plain"
     pairs: list[tuple[Row, str]] = []
     places: list[tuple[int, int, bool]] = []
     for number, row in enumerate(rows):

@@ -7,6 +7,7 @@ of the batch, so a long answer counts more than a short one, as in a plain Huggi
 
 import logging
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -40,6 +41,7 @@ class Plan:
     max_grad_norm: float
     seed: int  # of dropout
     factors: frozenset[str] = frozenset({"A", "B"})  # LoRA factors that train
+    seconds: float = math.inf  # after which no further step begins; there is always one
     proximal_mu: float = 0.0  # FedProx (arXiv 1812.06127): mu/2 |w - w_received|^2 is added
 
 
@@ -79,9 +81,13 @@ def train(
     scaler = torch.amp.GradScaler(resident.device.type, enabled=half)
     torch.manual_seed(plan.seed)
     done = Done()
+    began = time.monotonic()
     resident.model.train()
     try:
         for start in range(0, len(rows), plan.batch_size):
+            if done.losses and time.monotonic() - began >= plan.seconds:
+                log.info("stopped after %d steps, %g s", len(done.losses), plan.seconds)
+                break
             chosen = by_length(tokens, rows[start : start + plan.batch_size])
             optimizer.zero_grad(set_to_none=True)
             loss, count = _gradients(resident, tokens, chosen, scaler, optimizer)

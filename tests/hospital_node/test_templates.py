@@ -31,6 +31,12 @@ def test_plain_adds_nothing() -> None:
     assert texts(None, "plain", ROW, ROW.output) == ("Name {the} drug.\nRash {x}.\n", "Salve.")
 
 
+def test_text_is_all_response() -> None:
+    """Nothing is a prompt, so the question is learnt as the answer is."""
+    whole = "Name {the} drug.\nRash {x}.\nSalve."
+    assert texts(None, "text", ROW, ROW.output) == ("", whole)
+
+
 def test_chat_is_the_tokenizers_own() -> None:
     """The prompt is the user's turn, the response what the template writes for the assistant."""
     tokenizer = build_tokenizer()

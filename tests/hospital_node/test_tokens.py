@@ -48,6 +48,19 @@ def test_decoding_gives_the_text_back() -> None:
     assert tokenizer.decode(sequence[prompt:]) == "tonic<|endoftext|>"
 
 
+def test_plain_text_is_learnt_from_its_first_token() -> None:
+    """One beginning token is the prompt; held-out rows are scored on their answers alone."""
+    tokenizer = build_bpe_tokenizer()
+    sequence, prompt = tokens.tokenize_rows(tokenizer, "text", ROWS, 96)[0]
+    assert prompt == 1
+    assert sequence[0] == tokenizer.bos_token_id
+    assert tokenizer.decode(sequence[1:]) == "which drug\nsalve<|endoftext|>"
+    held = tokens.tokenize_heldout(tokenizer, "text", ROWS, 96)
+    plain = tokens.tokenize_heldout(tokenizer, "plain", ROWS, 96)
+    assert held.sequences.ids.tolist() == plain.sequences.ids.tolist()
+    assert held.sequences.prompts.tolist() == plain.sequences.prompts.tolist()
+
+
 @pytest.mark.parametrize(
     ("prompt", "response", "room", "kept"),
     [

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -182,6 +183,19 @@ def test_the_proximal_term_pulls_back(made: Resident) -> None:
         run(made, Plan(8, 0.01, 0.0, 1e9, 0, proximal_mu=mu))
         norms.append(float(np.linalg.norm(made.adapter.read() - first)))
     assert norms[0] > norms[1] > norms[2]
+
+
+def test_a_slow_site_stops_in_time_and_counts_what_it_did(
+    made: Resident, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No step begins after the study's seconds; the first always does."""
+    ticks = iter(range(100))
+    clock = SimpleNamespace(monotonic=lambda: float(next(ticks)))
+    monkeypatch.setattr(training, "time", clock)
+    done = run(made, Plan(4, 0.01, 0.0, 1.0, 0, seconds=2.0))
+    assert len(done.losses) == 2
+    assert done.examples == 8
+    assert len(run(made, Plan(4, 0.01, 0.0, 1.0, 0, seconds=0.001)).losses) == 1
 
 
 def test_frozen_factors_do_not_move(made: Resident) -> None:

@@ -27,6 +27,13 @@ def test_cosine_goes_from_peak_to_end() -> None:
     assert (found[0], found[-1]) == pytest.approx((1.0, 0.2))
 
 
+def test_linear_goes_in_equal_steps() -> None:
+    """From learning_rate to learning_rate_end, the same amount less each round."""
+    assert rates(5, schedule="linear", learning_rate_end=0.2) == pytest.approx(
+        [1.0, 0.8, 0.6, 0.4, 0.2]
+    )
+
+
 def test_one_round_has_the_peak() -> None:
     """A study of one round is not trained at the last round's rate."""
     assert rates(1, schedule="cosine") == [1.0]
