@@ -3,6 +3,9 @@
     python -m fedward_compose.init                  # what is missing is made, the rest is kept
     python -m fedward_compose.init --every 21600    # and again every six hours, for renewals
 
+With --every it also hands out at once what `fedward certs` changes in /pki: a hospital that was
+approved or revoked, a certificate that was rotated.
+
     /pki                  the CA, every key            this job alone
     /out/edge             server pair, roots, list, registry
     /out/aggregator       aggregator.toml, TLS pair, study key, registry, its token
@@ -26,6 +29,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +46,6 @@ from fedward.embedded.corpus import write_hospital_data
 from protocol.control import Role
 from protocol.errors import FedwardError, SettingsError
 from protocol.files import write_atomic
-from protocol.registry import EnrolledSite, Registry
 
 log = logging.getLogger("fedward.init")
 
@@ -57,6 +60,8 @@ SHARED = 0o640  # readable by the group that Prometheus and Alertmanager are put
 PRIVATE = 0o600
 SOCKET = "/run/fedward/trainer.sock"
 REPORT_SECONDS = 2.0
+# A revocation is to be in force within 10 s; the edge looks every second too.
+FOLLOW_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class Plan:
         return path if path.is_dir() and os.access(path, os.W_OK) else None
 
 
-def make(plan: Plan) -> None:
+def make(plan: Plan) -> FederationPaths:
     """Make, renew and hand out; safe to repeat while everything runs.
 
     Raises:
@@ -88,7 +93,17 @@ def make(plan: Plan) -> None:
     """
     names = ("localhost", "127.0.0.1", "edge", "aggregator", "control-plane", *plan.names)
     paths = make_federation(plan.pki / "certs", plan.sites, tuple(dict.fromkeys(names)))
-    registry = _registry(paths)
+    hand_out(plan, paths)
+    return paths
+
+
+def hand_out(plan: Plan, paths: FederationPaths) -> None:
+    """Bring every container's folder up to date with /pki.
+
+    Raises:
+        OSError: a volume cannot be written.
+    """
+    registry = paths.sites_file.read_bytes()
     tokens = _tokens(plan.pki / "tokens")
     if folder := plan.folder("edge"):
         _copy(paths.aggregator.pair, folder / "server.pem", PRIVATE)
@@ -135,18 +150,6 @@ def demo_study() -> dict[str, Any]:
             "join_seconds": 300,
         },
     }
-
-
-def _registry(paths: FederationPaths) -> bytes:
-    sites = {
-        name: EnrolledSite(
-            node_public_key=site.node_public.read_text().strip(),
-            signing_public_key=site.signing_public.read_text(),
-            revoked_at=None,
-        )
-        for name, site in paths.sites.items()
-    }
-    return Registry(sites=sites).model_dump_json(indent=1).encode()
 
 
 def _tokens(folder: Path) -> dict[Role, bytes]:
@@ -288,6 +291,26 @@ def _demo(plan: Plan) -> None:
                 shutil.copyfile(file, folder / file.name)
 
 
+def follow(plan: Plan, paths: FederationPaths, every: float, stop: threading.Event) -> None:
+    """Renew every so often; in between, hand out what somebody else has changed in /pki."""
+    known, renewed = _stamps(paths), time.monotonic()
+    while not stop.wait(FOLLOW_SECONDS):
+        if time.monotonic() - renewed >= every:
+            make(plan)
+            known, renewed = _stamps(paths), time.monotonic()
+        elif (now := _stamps(paths)) != known:
+            hand_out(plan, paths)
+            known = now
+            log.info("handed out what has changed")
+
+
+def _stamps(paths: FederationPaths) -> list[tuple[int, int]]:
+    """Inode and time of every file that is handed out: they are replaced, never written over."""
+    files = [paths.sites_file, paths.ca, paths.crl, paths.aggregator.pair, paths.control_plane.pair]
+    files += [site.client.pair for site in paths.sites.values()]
+    return [(file.stat().st_ino, file.stat().st_mtime_ns) for file in files]
+
+
 def _lasts(certificate: Path, ca: CA) -> bool:
     """Whether a certificate is of this CA and has a third of its life left."""
     try:
@@ -344,12 +367,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, lambda *_: stop.set())
     try:
         plan = plan_from_environment(dict(os.environ))
-        make(plan)
+        paths = make(plan)
         fingerprint = CA.load(plan.pki / "certs" / "ca").fingerprint
         log.info("certificate authority %s", fingerprint)
         log.info("tokens: volume cli, coordinator.token (starts studies), and pki, tokens/")
-        while options.every and not stop.wait(options.every):
-            make(plan)
+        if options.every:
+            follow(plan, paths, options.every, stop)
     except (FedwardError, CertError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
