@@ -4,20 +4,21 @@ sslyze pins its own cryptography, so it lives in an environment of its own (`pip
 sslyze==6.3.1`); the test finds the command on the PATH.
 """
 
+import contextlib
 import json
 import shutil
 import subprocess
-from collections.abc import Set
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from fedward.federation import Layout
 
 from .conftest import Running
 
-Demo = tuple[Running, dict[str, Any], str]
 SSLYZE = shutil.which("sslyze")
 
 # What a listener may offer: forward secrecy and authenticated encryption, nothing else.
@@ -51,16 +52,19 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.timeout(600)
-def test_every_port_offers_only_what_is_allowed(demo: Demo, tmp_path: Path) -> None:
+def test_every_port_offers_only_what_is_allowed(up: Callable[..., Running], tmp_path: Path) -> None:
     """TLS 1.2 and 1.3, strong suites, no known flaw, a chain that leads to the root."""
-    running, _, _ = demo
+    running = up()
+    running.wait(
+        "three hospitals are online",
+        lambda: [node.status for node in running.plane.nodes()] == ["online"] * 3,
+    )
+    assert len(links(running)) >= 3
     for name, port in running.federation.ports.items():
         result = scan(port, running, tmp_path / f"{name}.json")
         check(name, result)
         assert leads_to_our_root(result), name
-    links = listening(running, "hospital_node.link")
-    assert len(links) >= 3
-    for port in links:
+    for port in links(running):
         name = f"a link's own listener, {port}"
         check(name, scan(port, running, tmp_path / f"{port}.json"), more=ON_LOOPBACK)
 
@@ -119,13 +123,14 @@ def accepted(result: dict[str, Any], version: str) -> set[str]:
     return {suite["cipher_suite"]["name"] for suite in suites}
 
 
-def listening(running: Running, *words: str) -> list[int]:
-    """Ports on which the processes with these words listen."""
-    return sorted(
-        {
-            connection.laddr.port
-            for process in running.processes(*words)
-            for connection in process.net_connections("tcp")
-            if connection.status == "LISTEN"
-        }
-    )
+def links(running: Running) -> list[int]:
+    """The ports on which hospitals' links listen, on loopback."""
+    ports: set[int] = set()
+    for process in running.processes("hospital_node.link"):
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            ports |= {
+                connection.laddr.port
+                for connection in process.net_connections("tcp")
+                if connection.status == "LISTEN"
+            }
+    return sorted(ports)
