@@ -100,6 +100,10 @@ class TrainingSettings(Section):
         description="the learning rate over the rounds: constant, cosine or linear",
     )
     weight_decay: float = Field(default=0.0, ge=0, le=10, description="AdamW's decoupled decay")
+    optimizer: Literal["adamw", "adamw-8bit"] = Field(
+        default="adamw",
+        description="adamw, or adamw-8bit: a quarter of its memory on a GPU (on a CPU the same)",
+    )
     max_grad_norm: float = Field(default=1.0, gt=0, description="gradient clipping, global L2 norm")
     max_length: int = Field(default=512, ge=8, le=1_048_576, description="tokens an example")
     max_seconds: float | None = Field(

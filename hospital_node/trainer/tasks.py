@@ -320,6 +320,7 @@ class Tasks:
             max_grad_norm=training.max_grad_norm,
             seed=sampling.derive("dropout", settings.seed, self.site.name, round_number),
             factors=frozenset(settings.aggregation.trained_factors(round_number)),
+            eight_bit=training.optimizer == "adamw-8bit",
             seconds=training.max_seconds or math.inf,
         )
 

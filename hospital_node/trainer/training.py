@@ -41,6 +41,7 @@ class Plan:
     max_grad_norm: float
     seed: int  # of dropout
     factors: frozenset[str] = frozenset({"A", "B"})  # LoRA factors that train
+    eight_bit: bool = False  # AdamW's moments in 8 bits (arXiv 2110.02861), on a GPU
     seconds: float = math.inf  # after which no further step begins; there is always one
     proximal_mu: float = 0.0  # FedProx (arXiv 1812.06127): mu/2 |w - w_received|^2 is added
 
@@ -73,10 +74,7 @@ def train(
     parameters = adapter.train_only(plan.factors)
     anchor = [p.detach().clone() for p in parameters] if plan.proximal_mu else []
     half = resident.dtype is torch.float16
-    # One kernel for all of the many small tensors. Its own unscaling would meet the scaler's.
-    optimizer = torch.optim.AdamW(
-        parameters, lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=not half
-    )
+    optimizer = _optimizer(parameters, plan, resident.device, fused=not half)
     # float16 gradients underflow without it; for the other types it does nothing.
     scaler = torch.amp.GradScaler(resident.device.type, enabled=half)
     torch.manual_seed(plan.seed)
@@ -111,6 +109,19 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         adapter.train_only(frozenset({"A", "B"}))
     return done
+
+
+def _optimizer(
+    parameters: list[torch.nn.Parameter], plan: Plan, device: torch.device, *, fused: bool
+) -> torch.optim.Optimizer:
+    rate, decay = plan.learning_rate, plan.weight_decay
+    if plan.eight_bit and device.type == "cuda":
+        from bitsandbytes.optim import AdamW8bit
+
+        made: torch.optim.Optimizer = AdamW8bit(parameters, lr=rate, weight_decay=decay)
+        return made
+    # One kernel for all of the many small tensors. Its own unscaling would meet the scaler's.
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=fused)
 
 
 def response_loss(resident: Resident, batch: Batch) -> torch.Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from hospital_node.trainer import attention
 from hospital_node.trainer.attention import Segment, lay_out
@@ -13,6 +14,7 @@ from hospital_node.trainer.batches import collate, pack, packed_batches, packed_
 from hospital_node.trainer.losses import summed_loss
 from hospital_node.trainer.model import Resident
 from hospital_node.trainer.tokens import TokenSet
+from protocol.study import AdapterSettings
 
 from .test_model import resident, sequences
 
@@ -87,6 +89,34 @@ def test_an_architecture_that_mixes_its_own_way_is_padded(
     batch = made.collate(sequences(8, 12), np.array([0, 1]))
     assert batch.layout is None
     assert batch.ids.shape == (2, 12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("Qwen3", True), ("Mixtral", True), ("Falcon", False), ("Qwen3Next", False)],
+)
+def test_what_can_be_packed_is_found_by_trying(kind: str, expected: bool) -> None:
+    """Attention alone mixes tokens in the first two; ALiBi and linear attention are noticed."""
+    shape = {
+        "vocab_size": 128, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256,
+    }  # fmt: skip
+    extra = {
+        "Mixtral": {"num_local_experts": 2},
+        "Falcon": {"alibi": True},
+        "Qwen3Next": {
+            "head_dim": 32, "num_experts": 2, "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2, "linear_key_head_dim": 32, "linear_value_head_dim": 32,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+    }.get(kind, {})  # fmt: skip
+    attention.register()
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**shape, **extra)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval().requires_grad_(False)
+    made = Resident(Path(), "", 0, None, model, CPU, torch.float32)
+    made.use(AdapterSettings(rank=2))
+    assert made.packing is expected
 
 
 def test_a_sliding_window_is_padded_beyond_its_width(

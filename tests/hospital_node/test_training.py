@@ -198,6 +198,14 @@ def test_a_slow_site_stops_in_time_and_counts_what_it_did(
     assert len(run(made, Plan(4, 0.01, 0.0, 1.0, 0, seconds=0.001)).losses) == 1
 
 
+def test_eight_bit_moments_are_for_gpus(made: Resident) -> None:
+    """On a CPU, where memory is not what lacks, the study's choice changes nothing."""
+    assert made.adapter is not None
+    expected = run(made).losses
+    made.adapter.load(initial(made.adapter.manifest, 0))
+    assert run(made, Plan(4, 0.01, 0.0, 1.0, 0, eight_bit=True)).losses == expected
+
+
 def test_frozen_factors_do_not_move(made: Resident) -> None:
     """With only B training, A is bit for bit what it was, and afterwards both train again."""
     assert made.adapter is not None
