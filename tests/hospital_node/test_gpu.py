@@ -55,3 +55,26 @@ def test_a_round_on_a_gpu(
     assert after.loss == pytest.approx(on_cpu.loss, rel=0.05)
     health = HealthReader(tmp_path, lambda: 1).read(TrainerState.IDLE)
     assert health.gpus[0].memory_used_bytes > 0
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw-8bit"}])
+def test_packed_rows_train_as_padded_batches_do_on_a_gpu(
+    bases: Callable[[str], Path], tmp_path: Path, changes: dict[str, str]
+) -> None:
+    """NF4 and bfloat16: the losses of both layouts are the same within bfloat16."""
+    lab = Lab(GpuSite(tmp_path, bases("llama")))
+    settings = study(
+        model={"base": "any", "quantization": "nf4"},
+        training={"steps": 4, "batch_size": 8, "learning_rate": 0.01, "max_length": 256} | changes,
+    )
+    first = lab.prepare(settings)
+    resident = lab.tasks.shelf.get(settings.model)
+    assert resident.packing
+    vector = initial(first.manifest, settings.seed)
+    losses = []
+    for packing in (True, False):
+        resident.packing = packing
+        training = lab.train(settings, vector, 1)[0].reply.training
+        assert training is not None
+        losses.append((training.loss_first, training.loss_last))
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
