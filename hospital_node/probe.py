@@ -39,11 +39,14 @@ def link(state: Path) -> str:
         return "" if registered else "the aggregator has not accepted this node yet"
     try:
         counters = json.loads(file.read_text())
-        silent = time.time() - float(counters["last_answer_at"])
+        answered = float(counters["last_answer_at"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{file}: {error}"
     if counters.get("trouble"):
         return str(counters["trouble"])
+    if not answered:
+        return "the aggregator has not answered yet"
+    silent = time.time() - answered
     return f"the aggregator is silent for {silent:.0f} s" if silent > SILENT_SECONDS else ""
 
 

@@ -32,6 +32,12 @@ def test_a_silent_aggregator_shows(tmp_path: Path) -> None:
     assert "silent for 90 s" in probe.link(tmp_path)
 
 
+def test_before_the_first_answer(tmp_path: Path) -> None:
+    """The forwarder runs, and nobody has answered it."""
+    forwarder(tmp_path, last_answer_at=0.0, trouble="")
+    assert "not answered yet" in probe.link(tmp_path)
+
+
 def test_a_refused_link_says_why(tmp_path: Path) -> None:
     """What the forwarder knows is what the check prints."""
     forwarder(tmp_path, last_answer_at=time.time(), trouble="this site's certificate was revoked")
