@@ -30,6 +30,7 @@ from .directory import Directory
 from .exchange import Exchange
 from .folder import StudyFolder, Verdict
 from .lease import HeldError, Lease
+from .pulse import Pulse
 from .requests import RequestWriter
 from .rounds import missing_round_event
 from .settings import SETTINGS_VARIABLE, AggregatorSettings, load_aggregator
@@ -133,7 +134,11 @@ def study_context(grid: Grid, settings: AggregatorSettings, folder: StudyFolder)
         sleep=time.sleep,
     )
     context.exchange = Exchange(
-        grid, directory, check_stop=context.check_stop, epoch=lambda: _contents(settings.epoch)
+        grid,
+        directory,
+        check_stop=context.check_stop,
+        epoch=lambda: _contents(settings.epoch),
+        pulse=Pulse(settings),
     )
     return context
 

@@ -12,7 +12,7 @@ comes, so that no more than one is held.
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -33,6 +33,8 @@ LOOK_SECONDS: Final = (0.1, 2.0)  # between looks: a hundredth of the time waite
 NODES_SECONDS: Final = 2.0
 REJOIN_SECONDS: Final = 45.0  # a killed node may come back after Flower's 60 s, and is lost at ~55
 RETRY_SECONDS: Final = (1.0, 3.0, 10.0, 30.0)  # after faults that pass: a trainer loads its base
+IDLE_SECONDS: Final = 10.0  # doubled with each sending; a node that is free asks every 3 s
+IDLE_SENDINGS: Final = 5
 DISCARDED: Final = 1000  # replies that nobody waits for any more and that are still fetched
 
 _PASSING: Final = frozenset(
@@ -91,6 +93,7 @@ class _Pending:
     message_ids: set[str] = field(default_factory=set)
     latest: str = ""  # of message_ids, the one sent last
     sent: int = 0
+    sent_at: float = 0.0  # unix seconds of the latest sending
     retries: int = 0
     retry_at: float | None = None
     lost_at: float | None = None
@@ -108,12 +111,15 @@ class Exchange:
         sleep: Callable[[float], None] = time.sleep,
         check_stop: Callable[[], None] = lambda: None,
         epoch: Callable[[], object] = lambda: None,
+        pulse: Callable[[], Mapping[str, float]] = dict,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         """`check_stop` is called at every look and raises to end the exchange; `epoch` changes
-        when the SuperLink has started anew."""
+        when the SuperLink has started anew; `pulse` says when each site last asked for work."""
         self._grid, self._directory = grid, directory
         self._clock, self._sleep, self._check_stop = clock, sleep, check_stop
         self._epoch_of_superlink, self._epoch = epoch, epoch()
+        self._pulse, self._wall_clock = pulse, wall_clock
         self._pending: dict[str, _Pending] = {}
         self._discard: dict[str, None] = {}
         self._apart = False
@@ -193,6 +199,7 @@ class Exchange:
                 pending.sent += 1
                 pending.message_ids.add(message_id)
                 pending.latest = message_id
+                pending.sent_at = self._wall_clock()
             else:
                 pending.lost_at = now
 
@@ -280,12 +287,14 @@ class Exchange:
         # A SuperLink that was killed while it handed out a message has it down as delivered.
         epoch, self._epoch = self._epoch, self._epoch_of_superlink()
         anew = epoch != self._epoch
+        pulse = self._pulse()
         for pending in self._pending.values():
             node = online.get(pending.letter.site)
             due = pending.retry_at is not None and now >= pending.retry_at
             back = node is not None and pending.lost_at is not None
             restarted = node is not None and pending.node is not None and node != pending.node
-            if node is not None and (due or back or restarted or anew):
+            idle = _is_idle(pending, pulse)
+            if node is not None and (due or back or restarted or anew or idle):
                 log.info("%s is sent its request again", pending.letter.site)
                 batch.append(pending)
         if batch:
@@ -319,6 +328,14 @@ class Exchange:
             del self._discard[next(iter(self._discard))]
         seconds = self._clock() - pending.posted
         return Answer(pending.letter, records, reason, seconds, max(0, pending.sent - 1))
+
+
+def _is_idle(pending: _Pending, pulse: Mapping[str, float]) -> bool:
+    """Whether a node asks for other work although it has a request and owes the answer."""
+    if not pending.message_ids or pending.sent > IDLE_SENDINGS:
+        return False
+    quiet = IDLE_SECONDS * 2.0 ** (pending.sent - 1)
+    return pulse.get(pending.letter.site, 0.0) > pending.sent_at + quiet
 
 
 def error_reason(code: int, text: str) -> Reason:

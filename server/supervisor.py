@@ -136,9 +136,9 @@ class Supervisor:
             return
         cause = self._cause_of_death(study, runs, events)
         if cause:
-            # Its run is not stopped: hospitals go on with its requests, and the next ServerApp asks
-            # the same ones, which they then answer from memory. Flower ends the run after 60 s.
             log.warning("study %s is interrupted: %s", study.study_id, cause)
+            # A node may be waiting for parts of a message that nobody will send any more.
+            self._stop_run(runs.ids[-1])
             study.journal.append(StudyInterrupted, last_round=_rounds(study), cause=cause[:200])
 
     def _cause_of_death(self, study: StudyFolder, runs: Runs, events: Sequence[Event]) -> str:

@@ -380,6 +380,7 @@ def study(
     monkeypatch.setattr(
         "server.app.Exchange", functools.partial(Exchange, clock=clock, sleep=clock.sleep)
     )
+    monkeypatch.setattr("server.app.Pulse", lambda _settings: dict)
     settings = load_aggregator(write_aggregator(tmp_path))
 
     def run(study_id: str = "trial-1", **sections: object) -> StudyFolder:

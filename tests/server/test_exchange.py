@@ -101,6 +101,30 @@ def test_restarted_superlink_is_given_all_again(
     assert answer.resent == 1
 
 
+def test_idle_node_does_not_have_it(
+    grid: Any, clock: Any, registry: Path, exchange: Exchange
+) -> None:
+    """A node that asks for other work and owes an answer is sent the request again; a busy one,
+    which does not ask, is left to work."""
+    asked: dict[str, float] = {}
+    ours = Exchange(
+        grid,
+        Directory(grid, registry, ()),
+        clock=clock,
+        sleep=clock.sleep,
+        pulse=lambda: asked | {"hospital-a": clock.now},
+        wall_clock=clock,
+    )
+    idle, busy = grid.hospitals["hospital-a"], grid.hospitals["hospital-b"]
+    idle.answer = echo(idle, None)
+    busy.delay = 120.0
+    asked["hospital-b"] = clock.now + 1
+    answers = {a.letter.site: a for a in ours.gather([letter(s) for s in ALL[:2]], 600)}
+    assert answers["hospital-a"].resent == 1
+    assert answers["hospital-a"].seconds == pytest.approx(12, abs=3)
+    assert answers["hospital-b"].resent == 0
+
+
 def test_node_that_comes_back_counts(exchange: Exchange, grid: Any, clock: Any) -> None:
     """Flower calls a node unavailable; it comes back within the grace and answers."""
     hospital = grid.hospitals["hospital-a"]
