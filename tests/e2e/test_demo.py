@@ -19,6 +19,8 @@ from .conftest import Running, fedward
 
 Demo = tuple[Running, dict[str, Any], str]
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the whole demo
+
 
 def test_the_federation_beats_every_hospital_alone(demo: Demo) -> None:
     """Same steps, same held-out rows, fixed seed: at least ten points above the best lone site."""

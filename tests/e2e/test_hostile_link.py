@@ -17,6 +17,8 @@ from protocol.study import StudySettings
 
 from .conftest import Running
 
+pytestmark = pytest.mark.timeout(900)  # the first test may wait for the whole demo
+
 SECRET_WORDS = ("patient", "instruction", "/etc", "train.jsonl", "Traceback", "Error")
 
 
