@@ -3,6 +3,7 @@
 Takes minutes and an engine: `make compose-test`, or `pytest -m docker tests/docker`.
 """
 
+import os
 import shutil
 import subprocess
 import threading
@@ -43,7 +44,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
-    """The topology, healthy, with its first study finished."""
+    """The topology, healthy, with its first study finished.
+
+    FEDWARD_TEST_STACK=running takes one that is up already, and leaves it up: to work on a test.
+    """
+    if os.environ.get("FEDWARD_TEST_STACK") == "running":
+        yield Stack()
+        return
     compose("--profile", "*", "down", "--volumes", "--remove-orphans", check=False)
     for service in ("init", "hospital-a-trainer", "hospital-a-link", "aggregator", "control-plane"):
         compose("build", service, timeout=1800)

@@ -9,7 +9,7 @@ def test_a_revoked_hospital_is_out_within_ten_seconds_and_the_others_finish(stac
     study = stack.submit("shut-out", 6, minimum_sites=1)
     stack.wait_round(study, 1, 300)
     begin = time.monotonic()
-    compose("run", "--rm", "-T", "--no-deps", "certs", "revoke", "hospital-b", "--yes")
+    compose("run", "--rm", "-T", "--no-deps", "certs", "revoke", "hospital-b")
     revoked = time.monotonic()
     code = "import json; print(json.load(open('/state/link/forwarder.json'))['trouble'])"
     stack.wait(
