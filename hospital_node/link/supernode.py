@@ -26,7 +26,7 @@ from typing import Any
 
 import httpx
 from flwr.app import Error
-from flwr.common.constant import ErrorCode
+from flwr.common.constant import ErrorCode, Status, SubStatus
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     ActivateNodeResponse,
@@ -74,6 +74,9 @@ class Pace:
         """A reply or a part of it arrived."""
         self._changed.set()
 
+    def idle(self) -> None:
+        """Called when the node has no message under way; see `NodeState.drop_abandoned`."""
+
     def sleep(self, seconds: float) -> None:
         """Flower's loop sleeps 3 s when it has no work and less when it waits for a reply."""
         if seconds < IDLE_POLL_SECONDS:
@@ -81,6 +84,7 @@ class Pace:
             self._changed.wait(seconds)
             self._changed.clear()
             return
+        self.idle()
         quiet = time.monotonic() - self._active
         time.sleep(
             min(
@@ -94,6 +98,28 @@ class NodeState(in_memory_nodestate.InMemoryNodeState):
 
     pace: Pace
     doorbell: Path
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.pace.idle = self.drop_abandoned  # type: ignore[method-assign]
+
+    def drop_abandoned(self) -> None:
+        """Forget a message that Flower gave up on while it was still downloading it.
+
+        That happens when a run ends in that moment. Flower leaves the message and its task behind:
+        the ClientApp waits for objects that never come, and its late error reply is then taken for
+        the answer to the next message, whose own answer waits for the message after that. A node
+        without work has no message, so whatever is found here is such a one.
+        """
+        with self.lock_msg_store:
+            runs = {entry.message.metadata.run_id for entry in self.msg_store.values()}
+        if not runs:
+            return
+        for task in self.get_tasks():
+            if task.run_id in runs and task.status.status != Status.FINISHED:
+                super().finish_task(task.task_id, SubStatus.FAILED, "the run ended")
+        self.delete_messages()
+        self.object_store.clear()
 
     def create_task(self, *args: Any, **kwargs: Any) -> int | None:
         """Tell the executor that there is work."""

@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 from flwr.app import Message, RecordDict
+from flwr.supercore.constant import TaskType
+from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.task_identity import TaskIdentity
 
 from hospital_node.link import client_app, runtime_tls, supernode, trainer_client
@@ -145,6 +147,24 @@ def test_a_revoked_node_says_so_and_when() -> None:
     assert "revoked at 2026-03-01T12:00:00Z" in sentence
     for bad in (body | {"revoked_at": "\x1b[2J now"}, body | {"code": "other"}, ["revoked"], "x"):
         assert "not enrolled there" in supernode.explain_refusal(httpx.Response(401, json=bad))
+
+
+def test_a_message_that_flower_gave_up_on_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the node is idle again, no message, object or running task of an ended run is left."""
+    monkeypatch.setattr(supernode.NodeState, "pace", supernode.Pace(), raising=False)
+    monkeypatch.setattr(supernode.NodeState, "doorbell", tmp_path / "bell", raising=False)
+    state = supernode.NodeState(ObjectStoreFactory().store())
+    left = message(pack(REQUEST))
+    state.store_message(left)
+    task = state.create_task(TaskType.CLIENT_APP, left.metadata.run_id, fab_hash="f")
+    assert task is not None
+    assert state.claim_task(task) is not None
+    monkeypatch.setattr(supernode, "FAST_POLL_SECONDS", 0.0)
+    state.pace.sleep(supernode.IDLE_POLL_SECONDS)
+    assert not state.get_messages_legacy()
+    assert [found.status.status for found in state.get_tasks(task_ids=[task])] == ["finished"]
 
 
 def test_a_client_app_told_to_stop_ends_even_if_its_reply_cannot_leave() -> None:
