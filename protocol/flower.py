@@ -6,6 +6,7 @@ often, so whoever raises the version in pyproject.toml starts on this page.
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Final
@@ -18,6 +19,9 @@ CHUNK_BYTES: Final = 512 << 10
 # at ours). Flower reads and parses bodies before it authenticates, so this is also what an unknown
 # peer can make the SuperLink hold.
 MAX_FLEET_BODY_BYTES: Final = 16 << 20
+
+# How soon an object that has not arrived yet is asked for again.
+PULL_AGAIN_SECONDS: Final = 0.05
 
 # Flower's node statuses go offline 60 s after the last heartbeat.
 NODE_TIMEOUT_SECONDS: Final = 60.0
@@ -131,3 +135,13 @@ def replace(module: ModuleType, name: str, value: object) -> None:
             "and another version is installed"
         )
     setattr(module, name, value)
+
+
+def pull_soon(module: ModuleType, name: str) -> None:
+    """Make one of Flower's object-pulling functions look again after 0.05 s instead of 1 s.
+
+    A message is announced before its objects have arrived, so who is quick finds some missing and
+    waits: with Flower's first wait of 1 s, doubled each time, that was 1 to 3 s of most rounds (at
+    the node, at its ClientApp and at the aggregator). The waits still double, up to Flower's 10 s.
+    """
+    replace(module, name, partial(getattr(module, name), initial_backoff=PULL_AGAIN_SECONDS))

@@ -17,10 +17,12 @@ from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid import http_grid
 
 from protocol.envelope import load_signing_key
 from protocol.errors import FedwardError, SettingsError
 from protocol.events import StudyStarted
+from protocol.flower import pull_soon
 from protocol.states import StudyState
 
 from .adapter import write_adapter
@@ -48,6 +50,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run the study that the run's configuration names."""
     _log_ours()
     _die_with_superexec()
+    pull_soon(http_grid, "pull_objects")
     path = os.environ.get(SETTINGS_VARIABLE)
     if not path:
         raise SettingsError(f"{SETTINGS_VARIABLE} is not set: it must name aggregator.toml")

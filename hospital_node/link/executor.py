@@ -33,7 +33,7 @@ from flwr.supercore.superexec.executor import LaunchResult
 from flwr.supercore.superexec.executor.types import ExecutionSpec
 from flwr.supernode.runtime import run_clientapp as clientapp
 
-from protocol.flower import ERROR_PREFIX, replace
+from protocol.flower import ERROR_PREFIX, pull_soon, replace
 from protocol.states import Reason
 
 from . import client_app
@@ -178,6 +178,7 @@ def main() -> None:
     sys.argv = ["flower-superexec", *sys.argv[2:]]
     replace(superexec, "time", _WaitForBell(bell))
     replace(http_retry, "MAX_RETRY_DELAY", _IDLE_SECONDS)  # the SuperNode is on this machine
+    pull_soon(clientapp, "pull_and_inflate_object_from_tree")
     replace(superexec, "get_executor", lambda *_a, **_k: ForkExecutor())
     flower_superexec()
 

@@ -39,7 +39,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.nodestate import in_memory_nodestate, nodestate_factory
 
 from protocol.files import write_atomic
-from protocol.flower import ERROR_PREFIX, replace
+from protocol.flower import ERROR_PREFIX, pull_soon, replace
 
 from ._wake import ring
 
@@ -258,6 +258,7 @@ def main() -> None:
     Client.node_id_file = node_id_file
     NodeState.pace, NodeState.doorbell = pace, doorbell
     replace(start_client_internal, "time", pace)
+    pull_soon(start_client_internal, "pull_objects")
     replace(http_retry, "MAX_RETRY_DELAY", LAST_RETRY_SECONDS)
     replace(fleet_http_connection, "FleetHttpClient", Client)
     replace(nodestate_factory, "InMemoryNodeState", NodeState)
