@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 FOLDER ?= .fedward
 
-.PHONY: install dev demo up down test check bench clean
+.PHONY: install dev demo up down test check bench compose-test chart chart-test clean
 
 install: $(VENV)/.installed
 
@@ -40,6 +40,16 @@ check: dev         ## style, types, architecture; changes nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+compose-test: dev  ## the containers, for real; needs a Docker engine with compose
+	$(BIN)/python -m pytest tests/docker
+
+chart: install     ## the chart's schema, reference page and copies of boards and rules
+	$(BIN)/python helm/tools/generate.py
+
+chart-test: dev    ## the chart; needs helm, and a cluster for the live part
+	$(BIN)/python helm/tools/generate.py --check
+	$(BIN)/python -m pytest tests/helm
 
 bench: install     ## figures of the README, each with its command
 	$(BIN)/python -m bench
