@@ -137,7 +137,9 @@ def test_prometheus_finds_the_metrics(demo: Demo) -> None:
     token = (running.federation.layout.tokens / "operator.token").read_text().strip()
     with httpx.Client(verify=context, base_url=running.federation.dashboard) as client:
         text = client.get("/metrics", headers={"authorization": f"Bearer {token}"}).text
-    assert f'fedward_study_round{{study="{report["study_id"]}"}} {report["rounds"]}.0' in text
+    round_line = f'fedward_study_round{{study="{report["study_id"]}"}} '
+    values = [line.removeprefix(round_line) for line in text.splitlines() if round_line in line]
+    assert [float(value) for value in values] == [len(report["rounds"])]
     assert text.count("fedward_node_up{") == 3
 
 

@@ -104,7 +104,10 @@ def test_garbage_on_the_socket_gets_nothing_and_harms_nothing(
         stream.connect(str(trainer_socket))
         stream.sendall(data)
         stream.shutdown(socket.SHUT_WR)
-        assert stream.recv(1000) == b""
+        try:
+            assert stream.recv(1000) == b""
+        except ConnectionResetError:
+            pass  # closed with our bytes unread: nothing came back either
     assert trainer_client.status(trainer_socket) is not None
 
 
