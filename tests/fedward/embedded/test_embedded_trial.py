@@ -8,7 +8,9 @@ from fedward.embedded import trial
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(
+    "seed", [1]
+)  # 0 is the demo's; `python -m fedward.embedded.trial` has more
 def test_federation_beats_every_lone_hospital(seed: int) -> None:
     """From chance, the federated adapter ends 15 points above each hospital on its own steps."""
     tokenizer, base = trial.load_base()
