@@ -92,12 +92,23 @@ class TrainingSettings(Section):
     steps: int = Field(default=10, ge=1, le=1_000_000, description="optimizer steps a round")
     batch_size: int = Field(default=16, ge=1, le=65_536, description="examples a step")
     learning_rate: float = Field(default=2e-4, gt=0, le=10, description="AdamW's peak rate")
-    learning_rate_end: float = Field(
-        default=0.0, ge=0, le=10, description="the rate of the last round (cosine, linear)"
+    learning_rate_end: float | None = Field(
+        default=None,
+        ge=0,
+        le=10,
+        description="the rate of the last round (cosine, linear), the least of plateau; unset is a "
+        "tenth of learning_rate",
     )
-    schedule: Literal["constant", "cosine", "linear"] = Field(
+    schedule: Literal["constant", "cosine", "linear", "plateau"] = Field(
         default="constant",
-        description="the learning rate over the rounds: constant, cosine or linear",
+        description="the learning rate over the rounds: constant, cosine, linear, or plateau "
+        "(reduced when the held-out loss of all sites stops falling)",
+    )
+    plateau_patience: int = Field(
+        default=2, ge=1, le=1000, description="plateau: evaluations without a better loss"
+    )
+    plateau_factor: float = Field(
+        default=0.5, gt=0, lt=1, description="plateau: what the rate is then multiplied by"
     )
     weight_decay: float = Field(default=0.0, ge=0, le=10, description="AdamW's decoupled decay")
     optimizer: Literal["adamw", "adamw-8bit"] = Field(
@@ -111,6 +122,12 @@ class TrainingSettings(Section):
         gt=0,
         description="a slower site stops there after fewer steps and weighs what it did",
     )
+
+    @property
+    def last_rate(self) -> float:
+        """The rate that a falling schedule ends at; never 0 unless a study says so."""
+        end = self.learning_rate_end
+        return self.learning_rate / 10 if end is None else end
 
 
 class EvaluationSettings(Section):
@@ -330,7 +347,7 @@ class StudySettings(Section):
                 f"the study names {len(self.sites)} site(s)"
             )
         self._check_aggregation()
-        if self.training.learning_rate_end > self.training.learning_rate:
+        if self.training.last_rate > self.training.learning_rate:
             raise ValueError(
                 f"training.learning_rate_end = {self.training.learning_rate_end} must not exceed "
                 f"training.learning_rate = {self.training.learning_rate}"
