@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from protocol.control import API
 
-from . import browser, exposition, ingest, observing, problems, studies
+from . import browser, exposition, handbook, ingest, observing, problems, studies
 from .plane import Plane
 from .problems import Problem, ProblemBody
 
@@ -55,7 +55,7 @@ def create_app(plane: Plane) -> FastAPI:
     )
     app.state.plane = plane
     problems.install(app)
-    for module in (ingest, studies, observing, exposition, browser):
+    for module in (ingest, studies, observing, exposition, browser, handbook):
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=browser.STATIC), name="static")
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

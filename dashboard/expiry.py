@@ -14,7 +14,7 @@ from protocol.registry import Registry
 from protocol.study import StudySettings
 
 from . import views
-from .certificates import not_after
+from .certificates import next_update, not_after
 from .models import Round, Study
 from .problems import Problem
 from .settings import ControlPlaneSettings
@@ -47,15 +47,27 @@ def certificate_views(
     settings: ControlPlaneSettings, registry: Registry, now: float
 ) -> list[views.CertificateView]:
     """Every certificate, the one that ends first in front."""
-    return [
+    found = [
         views.CertificateView(
             name=name,
             not_after=end,
             warning=warning(end, now),
             renew=_command(name, registry),
         )
-        for name, end in sorted(ends(settings, registry).items(), key=lambda item: item[1])
+        for name, end in ends(settings, registry).items()
     ]
+    if settings.revocation_list and (end := next_update(settings.revocation_list)):
+        # It lives a week and is renewed daily, so only its last day is worth a word.
+        late = warning(end, now) in {0, 1}
+        found.append(
+            views.CertificateView(
+                name="revocation-list",
+                not_after=end,
+                warning=warning(end, now) if late else None,
+                renew="`fedward certs rotate --crl`",
+            )
+        )
+    return sorted(found, key=lambda one: one.not_after)
 
 
 def warning(end: float, now: float) -> int | None:

@@ -20,6 +20,7 @@ from protocol.states import SiteOutcome, StudyState
 from protocol.study import StudySettings
 
 from .access import READERS
+from .certificates import next_update
 from .depends import ThePlane
 from .expiry import ends
 from .gauges import hospital_samples
@@ -231,3 +232,6 @@ def _own_lines(blocks: Blocks, plane: Plane) -> None:
     put(metrics.STATE_DISK_SIZE, size)
     for name, moment in sorted(ends(plane.settings, registry).items()):
         put(metrics.CERTIFICATE_NOT_AFTER, moment, f'certificate="{name}"')
+    listed = plane.settings.revocation_list
+    if listed is not None and (moment := next_update(listed) or 0.0):
+        put(metrics.REVOCATION_LIST_END, moment)

@@ -111,6 +111,7 @@ class SiteTotal(Base):
     reason: Mapped[str | None] = mapped_column(String(32))
     train_examples: Mapped[int] = mapped_column(default=0)
     heldout_examples: Mapped[int] = mapped_column(default=0)
+    data_fingerprint: Mapped[str | None] = mapped_column(String(64))
     rounds_ok: Mapped[int] = mapped_column(default=0)
     rounds_missed: Mapped[int] = mapped_column(default=0)
     bytes_up: Mapped[int] = mapped_column(default=0)

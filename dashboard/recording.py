@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from protocol import metrics
 from protocol.events import (
+    EVENT,
     Event,
     LoneEvaluated,
     RoundFinished,
@@ -33,6 +34,7 @@ from .counting import Tally
 from .models import SiteTotal, StoredEvent, Study
 from .problems import Problem
 
+NO_CODEC: Final = "none"  # bytes that carried no adapter
 PHASES: Final = ("queue", "load", "decode", "train", "evaluate", "encode")
 ROUND_RESULTS: Final = (
     "finished_at",
@@ -105,7 +107,8 @@ def _check_same(session: Session, event: Event) -> None:
             StoredEvent.study_id == event.study_id, StoredEvent.seq == event.seq
         )
     )
-    if known != event.model_dump_json():
+    # Read, not compared as text: one that an older version kept may lack a field of today.
+    if known is None or EVENT.validate_json(known) != event:
         raise Problem(
             409,
             "event-conflict",
@@ -300,6 +303,7 @@ def _site_prepared(book: Book, event: SitePrepared, tally: Tally) -> None:
     total = book.total(event.study_id, event.site)
     total.train_examples = event.train_examples
     total.heldout_examples = event.heldout_examples
+    total.data_fingerprint = event.data_fingerprint or total.data_fingerprint
     if event.evaluation is not None and event.evaluation.examples:
         total.base_accuracy = event.evaluation.accuracy
     book.put_site_round(
@@ -311,7 +315,7 @@ def _site_prepared(book: Book, event: SitePrepared, tally: Tally) -> None:
         seconds_work=event.timing.total,
         **_learnt(None, event.evaluation),
     )
-    _count_answer(total, event, tally)
+    _count_answer(total, event, tally, codec_up=event.codec_up)
 
 
 def _site_measured(book: Book, event: StudyEvaluated | LoneEvaluated, tally: Tally) -> None:
@@ -329,7 +333,7 @@ def _site_measured(book: Book, event: StudyEvaluated | LoneEvaluated, tally: Tal
         outcome=SiteOutcome.OK,
         **_learnt(training, event.evaluation),
     )
-    _count_bytes(total, event, tally)
+    _count_bytes(total, event, tally, codec_down=event.codec_down)
 
 
 def _count_answer(
@@ -372,7 +376,7 @@ def _count_bytes(
                 study=event.study_id,
                 site=event.site,
                 direction=direction,
-                codec=codec,
+                codec=codec or NO_CODEC,
             )
 
 

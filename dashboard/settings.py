@@ -85,6 +85,11 @@ class ControlPlaneSettings(Section):
         max_length=50,
         description="certificates (name = file) whose last day /metrics tells, beside our own",
     )
+    revocation_list: Path | None = Field(
+        default=None,
+        description="the revocation list (PEM) that the edge reads; /metrics tells when it ends, "
+        "and then the edge lets no hospital in",
+    )
 
     @property
     def database_url(self) -> str:
@@ -118,6 +123,7 @@ def load_control_plane(path: Path) -> ControlPlaneSettings:
             "access": settings.access.model_copy(
                 update={"tokens": absolute(settings.access.tokens)}
             ),
+            "revocation_list": settings.revocation_list and absolute(settings.revocation_list),
             "certificates": {name: absolute(file) for name, file in settings.certificates.items()},
         }
     )

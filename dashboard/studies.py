@@ -5,7 +5,7 @@ import time
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Request
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from protocol.control import STUDIES, Command, Submission, Submitted
@@ -44,7 +44,7 @@ def submit(
     with plane.database.writing() as session:
         queued = StudyQueued(study_id=study_id, seq=1, at=now, settings=settings)
         session.add(make_study(queued, submitted_at=now))
-        session.add(StoredCommand(action="start", study_id=study_id, at=now))
+        session.add(_command(session, "start", study_id, now))
     plane.access.audit(by.role, "study_submitted", study_id, address_of(request))
     plane.bell.ring()
     return Submitted(study_id=study_id)
@@ -149,7 +149,19 @@ def _stop_command(session: Session, study_id: str) -> StoredCommand:
         )
     )
     if known is None:
-        known = StoredCommand(action="stop", study_id=study_id, at=time.time())
+        known = _command(session, "stop", study_id, time.time())
         session.add(known)
         session.flush()
     return known
+
+
+def _command(session: Session, action: str, study_id: str, now: float) -> StoredCommand:
+    """A new command, with a number above all that were ever given.
+
+    The supervisor asks for those above the newest it did. A database restored from a backup would
+    give numbers again that it has done; so they follow the clock.
+    """
+    newest = session.scalar(select(func.max(StoredCommand.id))) or 0
+    return StoredCommand(
+        id=max(newest + 1, int(1000 * now)), action=action, study_id=study_id, at=now
+    )

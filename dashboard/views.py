@@ -55,6 +55,9 @@ class SiteView(Frozen):
     reason: Reason | None
     train_examples: int
     heldout_examples: int
+    data_fingerprint: str | None = Field(
+        description="keyed by the hospital for this study alone: another value is other data"
+    )
     rounds_ok: int
     rounds_missed: int
     bytes_up: int

@@ -11,7 +11,7 @@ from pydantic import Field, FiniteFloat, TypeAdapter
 
 from .messages import Count, Evaluation, Frozen, Health, Seconds, Timing, Training
 from .states import Reason, SiteOutcome, StudyState
-from .study import Name, StudyId, StudySettings
+from .study import Name, Sha256, StudyId, StudySettings
 
 
 class _Event(Frozen):
@@ -45,8 +45,10 @@ class SitePrepared(_Event):
     reason: Reason | None = None
     train_examples: Count = 0
     heldout_examples: Count = 0
+    data_fingerprint: Sha256 | None = None  # keyed per site and study; see Description
     bytes_up: Count = 0
     bytes_down: Count = 0
+    codec_up: str = ""  # of the first adapter, where this reply carried it
     evaluation: Evaluation | None = None  # of the base model
     timing: Timing = Timing()
     health: Health | None = None
@@ -107,6 +109,7 @@ class StudyEvaluated(_Event):
     evaluation: Evaluation
     bytes_up: Count = 0
     bytes_down: Count = 0
+    codec_down: str = ""
 
 
 class LoneEvaluated(_Event):
@@ -118,6 +121,7 @@ class LoneEvaluated(_Event):
     training: Training
     bytes_up: Count = 0
     bytes_down: Count = 0
+    codec_down: str = ""
 
 
 class StudyInterrupted(_Event):

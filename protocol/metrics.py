@@ -133,7 +133,7 @@ SITE_ROUND = _gauge(
 )
 SITE_PAYLOAD_BYTES = _counter(
     "site_payload_bytes_total",
-    "Bytes of messages: header, signature and encoded adapter.",
+    "Bytes of messages: header, signature and encoded adapter; codec none carried no adapter.",
     "study",
     "site",
     "direction",
@@ -214,6 +214,10 @@ AGGREGATOR_SEEN = _gauge(
 SITES_ENROLLED = _gauge("sites_enrolled", "Hospitals in the registry.", "status")
 CERTIFICATE_NOT_AFTER = _gauge(
     "certificate_not_after_timestamp_seconds", "End of a certificate's validity.", "certificate"
+)
+REVOCATION_LIST_END = _gauge(
+    "revocation_list_end_timestamp_seconds",
+    "When the revocation list that the edge reads must have been renewed.",
 )
 STATE_DISK_FREE = _gauge("state_disk_free_bytes", "Free on the control plane's disk.")
 STATE_DISK_SIZE = _gauge("state_disk_size_bytes", "Size of the control plane's disk.")

@@ -118,6 +118,23 @@ def read_journal(path: Path, after: int = 0) -> Iterator[Event]:
             yield event
 
 
+def newest_event(path: Path) -> Event | None:
+    """The last whole event of a journal file, read from its end; None when there is none."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            tail, start = b"", size
+            while start and tail.rstrip(b"\n").count(b"\n") < 2:  # one line may be torn
+                step = min(start, 64 << 10)
+                start -= step
+                file.seek(start)
+                tail = file.read(step) + tail
+    except FileNotFoundError:
+        return None
+    lines = tail[: tail.rfind(b"\n") + 1].splitlines()
+    return _parse(lines[-1], path) if lines else None
+
+
 def _parse(line: bytes, path: Path) -> Event:
     try:
         return EVENT.validate_json(line)

@@ -25,6 +25,14 @@ class PlaneError(FedwardError):
     exit_code = 4
 
 
+class SequenceGapError(PlaneError):
+    """The control plane lacks events before those it was sent; `expected` is the first of them."""
+
+    def __init__(self, message: str, expected: int) -> None:
+        super().__init__(message)
+        self.expected = expected
+
+
 class ControlPlane:
     """An HTTPS client with the role of the aggregator."""
 
@@ -38,7 +46,12 @@ class ControlPlane:
         )
 
     def send_events(self, events: Sequence[Event]) -> None:
-        """Hand over events in order; those it has are not doubled."""
+        """Hand over events of one study in order; those it has are not doubled.
+
+        Raises:
+            SequenceGapError: it lacks earlier ones.
+            PlaneError: it does not take them.
+        """
         self._ask("POST", INGEST_EVENTS, EVENTS.dump_json(list(events), exclude_none=True))
 
     def send_nodes(self, nodes: Sequence[NodeSnapshot]) -> None:
@@ -67,7 +80,21 @@ class ControlPlane:
         except httpx.HTTPError as error:
             raise PlaneError(f"{self._settings.url} cannot be reached: {error}") from error
         if response.is_error:
-            raise PlaneError(
+            words = (
                 f"{self._settings.url}{path} answers {response.status_code}: {response.text[:200]}"
             )
+            expected = _expected(response)
+            raise SequenceGapError(words, expected) if expected else PlaneError(words)
         return response.content
+
+
+def _expected(response: httpx.Response) -> int | None:
+    """Which event the control plane wants first; None where that is not what is wrong."""
+    if response.status_code != 409:
+        return None
+    try:
+        problem = response.json()
+        known = problem["type"].endswith(":sequence-gap")
+        return max(1, int(problem["expected_seq"])) if known else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None

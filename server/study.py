@@ -88,6 +88,7 @@ class Study:
                 evaluation=received.reply.evaluation,
                 bytes_up=received.size,
                 bytes_down=answer.letter.size * (1 + answer.resent),
+                codec_down=downlink.payload.codec,
             )
 
     def _lone(self, now: Checkpoint) -> None:
@@ -103,6 +104,7 @@ class Study:
                 training=received.reply.training,
                 bytes_up=received.size,
                 bytes_down=answer.letter.size * (1 + answer.resent),
+                codec_down=downlink.payload.codec,
             )
 
     def _sites_but(self, done: set[str]) -> list[str]:

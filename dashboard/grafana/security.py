@@ -32,6 +32,18 @@ SECURITY: Final = Dashboard(
                     ),
                 ),
                 Panel(
+                    "The revocation list is valid for",
+                    (
+                        now(
+                            "fedward_revocation_list_end_timestamp_seconds - time()",
+                            "revocation list",
+                        ),
+                    ),
+                    kind="stat",
+                    unit="s",
+                    steps=((None, "red"), (86_400.0, "orange"), (172_800.0, "green")),
+                ),
+                Panel(
                     "Hospitals in the registry",
                     (now("fedward_sites_enrolled", "{{status}}"),),
                     kind="stat",

@@ -257,6 +257,13 @@ CASES = [
         for days in (30, 7, 1)
     ),
     Case(
+        "FedwardRevocationListEnds",
+        5,
+        {"fedward_revocation_list_end_timestamp_seconds": "3600x10"},
+        {"fedward_revocation_list_end_timestamp_seconds": f"{6 * DAY}x10"},
+        {},
+    ),
+    Case(
         "FedwardGuessing",
         10,
         {"fedward_requests_refused_total{surface='login',reason='wrong_token'}": "0+5x20"},

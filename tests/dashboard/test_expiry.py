@@ -4,7 +4,9 @@ import json
 import ssl
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+from certs import CA
 from protocol.control import Role
 
 from .factories import Story, certificate
@@ -83,3 +85,27 @@ def test_a_renewed_certificate_is_served_without_a_restart(fresh: Service) -> No
 def served(service: Service) -> str:
     """The certificate that the listener shows."""
     return ssl.get_server_certificate(("127.0.0.1", service.port))
+
+
+def test_the_revocation_lists_end_is_watched(tmp_path: Path) -> None:
+    """The file that the edge reads may hold several lists; the first to end counts."""
+    authority = CA.create()
+    file = tmp_path / "crl.pem"
+    lists = [authority.crl_pem(lifetime=timedelta(days=days)) for days in (6, 0.5)]
+    file.write_bytes(b"".join(lists))
+    service = Service(tmp_path, more='revocation_list = "crl.pem"')
+    try:
+        (found,) = (
+            one for one in service.get("/api/v1/certificates") if one["name"] == "revocation-list"
+        )
+        assert found["warning"] == 1
+        assert abs(found["not_after"] - time.time() - 43_200) < 300
+        with service.client(Role.OPERATOR) as client:
+            name = "fedward_revocation_list_end_timestamp_seconds{}"
+            assert f"{name} {found['not_after']!r}" in client.get("/metrics").text
+        time.sleep(0.05)  # a renewed list has a time of its own
+        file.write_bytes(lists[0])
+        renewed = {one["name"]: one for one in service.get("/api/v1/certificates")}
+        assert renewed["revocation-list"]["warning"] is None
+    finally:
+        service.stop()

@@ -74,7 +74,7 @@ def test_bytes_are_the_sum_of_the_events(text: str) -> None:
         own = {("study", "done-000001"), ("site", site), ("direction", "up")}
         name = "fedward_site_payload_bytes_total"
         assert found[name, frozenset({*own, ("codec", "fp16")})] == 500_000
-        assert found[name, frozenset({*own, ("codec", "")})] == 2_000
+        assert found[name, frozenset({*own, ("codec", "none")})] == 2_000
 
 
 def test_a_histogram_sums_up(text: str) -> None:

@@ -27,7 +27,7 @@ def test_a_submitted_study_becomes_a_command(fresh: Service) -> None:
     (command,) = commands(fresh)
     assert (command["action"], command["study_id"]) == ("start", study_id)
     assert command["settings"] == settings("heart").model_dump(mode="json")
-    assert commands(fresh, after=1) == []
+    assert commands(fresh, after=int(str(command["id"]))) == []
     assert fresh.get(f"{STUDIES}/{study_id}")["state"] == "queued"
 
 

@@ -141,6 +141,8 @@ export function siteTable(study) {
       { head: "Rounds", number: true, cell: (site) => `${site.rounds_ok} in, ${site.rounds_missed} out` },
       { head: "Loss", number: true, cell: (site) => format.loss(site.eval_loss) },
       { head: "Accuracy", number: true, cell: (site) => format.percent(site.final_accuracy ?? site.eval_accuracy) },
+      { head: "Rows", number: true, minor: true, cell: (site) => format.count(site.train_examples) },
+      { head: "Data", minor: true, cell: (site) => (site.data_fingerprint ? site.data_fingerprint.slice(0, 8) : "–") },
       { head: "Base model", number: true, minor: true, cell: (site) => format.percent(site.base_accuracy) },
       { head: "Alone", number: true, minor: true, cell: (site) => format.percent(site.lone_accuracy) },
       { head: "Up", number: true, cell: (site) => format.bytes(site.bytes_up) },

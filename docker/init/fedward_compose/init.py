@@ -197,6 +197,7 @@ def _control_plane(
     _copy(paths.control_plane.key, folder / "server.key", PRIVATE)
     _copy(paths.control_plane.cert, folder / "server.crt")
     _copy(paths.ca, folder / "ca.crt")
+    _copy(paths.crl, folder / "crl.pem")
     _write(folder / "registry.json", registry)
     (folder / "tokens").mkdir(exist_ok=True, mode=0o700)
     for role, token in tokens.items():
@@ -211,6 +212,7 @@ def _control_plane(
         {
             "state": "/state",
             "registry": "registry.json",
+            "revocation_list": "crl.pem",
             "listen": {
                 "host": "0.0.0.0",
                 "port": 9443,

@@ -2,6 +2,7 @@
 {{- define "fedward.control-plane.toml" -}}
 state = "/var/lib/fedward"
 registry = "/public/registry.json"
+revocation_list = "/public/crl.pem"
 
 [listen]
 host = "0.0.0.0"
