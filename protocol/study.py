@@ -62,18 +62,62 @@ class AdapterSettings(Section):
     | `rslora` | the same, times alpha / sqrt(r): large ranks learn as fast | arXiv 2312.03732 |
     | `dora` | the same, and the length of each row of the sum | arXiv 2402.09353 |
     | `ia3` | one factor for each key, value and inner feed-forward channel | arXiv 2205.05638 |
+    | `prompt` | the embeddings of `virtual_tokens` before each sequence | arXiv 2104.08691 |
+    | `p-tuning` | the same, made by a small encoder, which is what trains | arXiv 2103.10385 |
+    | `prefix` | keys and values of `virtual_tokens` in every layer | arXiv 2101.00190 |
+
+    Of `p-tuning`, and of `prefix` with an encoder, the encoder's weights travel and are averaged;
+    the finished adapter holds what the encoder makes of them, as PEFT saves it.
     """
 
-    kind: Literal["lora", "rslora", "dora", "ia3"] = Field(
-        default="lora", description="the PEFT method: lora, rslora, dora or ia3"
+    kind: Literal["lora", "rslora", "dora", "ia3", "prompt", "p-tuning", "prefix"] = Field(
+        default="lora",
+        description="the PEFT method: lora, rslora, dora, ia3, prompt, p-tuning or prefix",
     )
-    rank: int = Field(default=16, ge=1, le=1024, description="LoRA rank r; ia3 has none")
+    rank: int = Field(
+        default=16, ge=1, le=1024, description="LoRA rank r; other kinds than LoRA's have none"
+    )
     alpha: float = Field(default=32.0, gt=0, description="LoRA scale; the update is alpha/r * B A")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before A")
     target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
         default="all-linear",
         description='"all-linear" or a list of module names; ia3 takes its own by default',
     )
+    virtual_tokens: int = Field(
+        default=20, ge=1, le=4096, description="prompt, p-tuning, prefix: trained positions"
+    )
+    encoder_hidden_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=65_536,
+        description="width of the encoder: of p-tuning (unset: the base's own), and of prefix "
+        "(unset: no encoder, keys and values train themselves)",
+    )
+
+    @property
+    def has_rank(self) -> bool:
+        """Whether the kind is made of LoRA's factors."""
+        return self.kind in {"lora", "rslora", "dora"}
+
+    @property
+    def virtual(self) -> bool:
+        """Whether the kind trains positions before each sequence, beside an untouched model."""
+        return self.kind in {"prompt", "p-tuning", "prefix"}
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        if self.virtual and (self.dropout or self.target_modules != "all-linear"):
+            key = "dropout" if self.dropout else "target_modules"
+            raise ValueError(
+                f"adapter.{key} = {getattr(self, key)!r} is about the base's matrices, which "
+                f"adapter.kind = {self.kind!r} leaves as they are: leave it out"
+            )
+        if self.encoder_hidden_size is not None and self.kind not in {"p-tuning", "prefix"}:
+            raise ValueError(
+                f"adapter.encoder_hidden_size = {self.encoder_hidden_size} is for 'p-tuning' and "
+                f"'prefix'; adapter.kind = {self.kind!r} has no encoder"
+            )
+        return self
 
 
 class PromptSettings(Section):

@@ -1,8 +1,11 @@
 """The finished adapter in PEFT's own layout: `PeftModel.from_pretrained(base, folder)` reads it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from protocol.files import write_atomic
 from protocol.manifest import AdapterManifest
@@ -25,6 +28,8 @@ def write_adapter(
     target = folder / FOLDER
     target.mkdir(exist_ok=True)
     tensors = {spec.name: adapter[place].reshape(spec.shape) for spec, place in manifest.slices()}
+    if "prompt_encoder.embedding.weight" in tensors:
+        tensors = {"prompt_embeddings": encoded(tensors)}
     config = json.dumps(adapter_config(settings, manifest), indent=2) + "\n"
     write_atomic(target / "adapter_model.safetensors", safetensors.dump(tensors, {"format": "pt"}))
     write_atomic(target / "adapter_config.json", config.encode())
@@ -41,6 +46,12 @@ def adapter_config(settings: StudySettings, manifest: AdapterManifest) -> dict[s
     }
     if adapter.kind == "ia3":
         return common | {"peft_type": "IA3"} | _ia3_modules(manifest)
+    if adapter.virtual:
+        kinds = {"prompt": "PROMPT_TUNING", "p-tuning": "P_TUNING", "prefix": "PREFIX_TUNING"}
+        return common | {
+            "peft_type": kinds[adapter.kind],
+            "num_virtual_tokens": adapter.virtual_tokens,
+        }
     modules: str | list[str] = (
         adapter.target_modules
         if isinstance(adapter.target_modules, str)
@@ -56,6 +67,26 @@ def adapter_config(settings: StudySettings, manifest: AdapterManifest) -> dict[s
         "use_rslora": adapter.kind == "rslora",
         "use_dora": adapter.kind == "dora",
     }
+
+
+def encoded(tensors: Mapping[str, Vector]) -> Vector:
+    """What an encoder makes of its virtual tokens: float32 (virtual tokens, width).
+
+    That is all PEFT saves and loads of p-tuning and prefix tuning: layers with a ReLU between them
+    (p-tuning) or a tanh (prefix).
+    """
+    values = tensors["prompt_encoder.embedding.weight"]
+    head = "mlp_head" if "prompt_encoder.mlp_head.0.weight" in tensors else "transform"
+    layers = sorted(
+        name.removesuffix(".weight")
+        for name in tensors
+        if name.startswith(f"prompt_encoder.{head}.") and name.endswith(".weight")
+    )
+    for layer in layers:
+        if layer != layers[0]:
+            values = np.maximum(values, 0) if head == "mlp_head" else np.tanh(values)
+        values = values @ tensors[f"{layer}.weight"].T + tensors[f"{layer}.bias"]
+    return np.ascontiguousarray(values, dtype=np.float32)
 
 
 def _ia3_modules(manifest: AdapterManifest) -> dict[str, list[str]]:

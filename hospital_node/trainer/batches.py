@@ -4,6 +4,9 @@ Two layouts of the same thing, and the rest of the trainer sees only `Batch`:
 
     packed   sequences end to end in one row, no padding; responses to the same prompt share it
     padded   one sequence a row, padded on the right, for architectures that cannot be packed
+
+With `virtual` > 0 each sequence (or shared prompt) begins with as many places whose embeddings are
+not looked up but trained; their token ids mean nothing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,13 +33,17 @@ class Batch:
     tokens: int  # real tokens of the sequences, padding not counted
     positions: torch.Tensor | None = None  # int64 (1, tokens) when packed
     layout: Layout | None = None  # of a packed row
+    virtual: torch.Tensor | None = None  # int64 (segments * virtual,): flat places of those
 
 
 def collate(
-    tokens: TokenSet, rows: Sequence[int] | NDArray[np.int64], device: torch.device
+    tokens: TokenSet,
+    rows: Sequence[int] | NDArray[np.int64],
+    device: torch.device,
+    virtual: int = 0,
 ) -> Batch:
     """The sequences `rows` of `tokens` as one padded batch."""
-    lengths = [tokens.length(int(row)) for row in rows]
+    lengths = [virtual + tokens.length(int(row)) for row in rows]
     longest = max(lengths)
     # The padding's value is never looked at: it is masked out and has no target.
     ids = np.zeros((len(lengths), longest), dtype=np.int64)
@@ -44,10 +51,12 @@ def collate(
     predictors, targets = [], []
     for place, row in enumerate(rows):
         sequence, prompt = tokens[int(row)]
-        ids[place, : len(sequence)] = sequence
-        mask[place, : len(sequence)] = 1
-        predictors.append(place * longest + np.arange(prompt - 1, len(sequence) - 1))
+        end = virtual + len(sequence)
+        ids[place, virtual:end] = sequence
+        mask[place, :end] = 1
+        predictors.append(place * longest + np.arange(virtual + prompt - 1, end - 1))
         targets.append(sequence[prompt:])
+    places = np.arange(len(lengths))[:, None] * longest + np.arange(virtual)
     padded = min(lengths) < longest
     return Batch(
         torch.from_numpy(ids).to(device),
@@ -55,12 +64,16 @@ def collate(
         _flat(predictors, device),
         _flat(targets, device),
         np.array([len(part) for part in targets], dtype=np.int64),
-        sum(lengths),
+        sum(lengths) - virtual * len(lengths),
+        virtual=torch.from_numpy(places.reshape(-1)).to(device) if virtual else None,
     )
 
 
 def pack(
-    tokens: TokenSet, groups: Sequence[Sequence[int] | NDArray[np.int64]], device: torch.device
+    tokens: TokenSet,
+    groups: Sequence[Sequence[int] | NDArray[np.int64]],
+    device: torch.device,
+    virtual: int = 0,
 ) -> Batch:
     """The sequences of `groups` in one row; those of a group have the same prompt, laid once.
 
@@ -71,25 +84,28 @@ def pack(
     predictors: list[NDArray[Any]] = []
     targets: list[NDArray[Any]] = []
     segments: list[Segment] = []
+    places: list[NDArray[Any]] = []
     start = real = 0
     for group in groups:
         first, prompt = tokens[int(group[0])]
-        ids.append(first[:prompt])
-        positions.append(np.arange(prompt))
+        trunk = virtual + prompt
+        places.append(np.arange(start, start + virtual))
+        ids += [np.zeros(virtual), first[:prompt]]
+        positions.append(np.arange(trunk))
         branches = []
-        place = start + prompt
+        place = start + trunk
         for row in group:
             sequence, _ = tokens[int(row)]
             inner = len(sequence) - prompt - 1
             ids.append(sequence[prompt:-1])
-            positions.append(np.arange(prompt, prompt + inner))
-            predictors.append(np.array([start + prompt - 1]))
+            positions.append(np.arange(trunk, trunk + inner))
+            predictors.append(np.array([start + trunk - 1]))
             predictors.append(np.arange(place, place + inner))
             targets.append(sequence[prompt:])
             branches.append(inner)
             place += inner
             real += len(sequence)
-        segments.append(Segment(start, prompt, tuple(branches)))
+        segments.append(Segment(start, trunk, tuple(branches)))
         start = place
     return Batch(
         _flat(ids, device).view(1, -1),
@@ -100,6 +116,7 @@ def pack(
         real,
         _flat(positions, device).view(1, -1),
         lay_out(segments, device),
+        _flat(places, device) if virtual else None,
     )
 
 
@@ -117,10 +134,10 @@ def share_prompts(tokens: TokenSet, rows: NDArray[np.int64]) -> list[NDArray[np.
     return [np.array(group, dtype=np.int64) for group in groups]
 
 
-def packed_size(tokens: TokenSet, group: NDArray[np.int64]) -> int:
-    """Tokens that a group takes in a packed row."""
+def packed_size(tokens: TokenSet, group: NDArray[np.int64], virtual: int = 0) -> int:
+    """Places that a group takes in a packed row."""
     prompt = int(tokens.prompts[group[0]])
-    return prompt + sum(tokens.length(int(row)) - prompt - 1 for row in group)
+    return virtual + prompt + sum(tokens.length(int(row)) - prompt - 1 for row in group)
 
 
 def by_length(tokens: TokenSet, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -130,24 +147,25 @@ def by_length(tokens: TokenSet, rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def token_batches(
-    tokens: TokenSet, rows: NDArray[np.int64], budget: int
+    tokens: TokenSet, rows: NDArray[np.int64], budget: int, virtual: int = 0
 ) -> Iterator[NDArray[np.int64]]:
-    """Split length-sorted `rows`: a padded batch has at most `budget` tokens, or one row."""
+    """Split length-sorted `rows`: a padded batch has at most `budget` places, or one row."""
     start = 0
     for end in range(1, len(rows) + 1):
-        if end == len(rows) or (end + 1 - start) * tokens.length(int(rows[end])) > budget:
+        full = end == len(rows)
+        if full or (end + 1 - start) * (virtual + tokens.length(int(rows[end]))) > budget:
             yield rows[start:end]
             start = end
 
 
 def packed_batches(
-    tokens: TokenSet, groups: Sequence[NDArray[np.int64]], budget: int
+    tokens: TokenSet, groups: Sequence[NDArray[np.int64]], budget: int, virtual: int = 0
 ) -> Iterator[list[NDArray[np.int64]]]:
-    """Split `groups`: a packed row has at most `budget` tokens, or one group."""
+    """Split `groups`: a packed row has at most `budget` places, or one group."""
     batch: list[NDArray[np.int64]] = []
     size = 0
     for group in groups:
-        more = packed_size(tokens, group)
+        more = packed_size(tokens, group, virtual)
         if batch and size + more > budget:
             yield batch
             batch, size = [], 0

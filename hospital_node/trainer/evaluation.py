@@ -121,14 +121,15 @@ def _batches(
     """Every sequence of `places` once, in batches of like length."""
     tokens = heldout.sequences
     budget = _GPU_TOKENS if resident.device.type == "cuda" else _CPU_TOKENS
+    virtual = resident.virtual
     if resident.packs(max((tokens.length(int(place)) for place in places), default=0)):
         groups = share_prompts(tokens, places)
         groups.sort(key=lambda group: packed_size(tokens, group))
-        for batch in packed_batches(tokens, groups, budget):
-            yield np.concatenate(batch), pack(tokens, batch, resident.device)
+        for batch in packed_batches(tokens, groups, budget, virtual):
+            yield np.concatenate(batch), pack(tokens, batch, resident.device, virtual)
         return
-    for rows in token_batches(tokens, by_length(tokens, places), budget):
-        yield rows, collate(tokens, rows, resident.device)
+    for rows in token_batches(tokens, by_length(tokens, places), budget, virtual):
+        yield rows, collate(tokens, rows, resident.device, virtual)
 
 
 def _token_scores(

@@ -5,7 +5,8 @@ FlowerTune's client reads and quantizes the base in every round; here that happe
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,7 @@ from .adapter import Adapter, attach, detach
 from .base_files import base_hash, find_base, parameter_count
 from .batches import Batch, collate, pack
 from .errors import Refusal
+from .inputs import inputs_of
 from .losses import summed_loss
 from .tokens import TokenSet
 
@@ -33,6 +35,9 @@ log = logging.getLogger("fedward.trainer")
 _RESIDENT: Final = 2
 # Largest block of logits computed at once: a vocabulary of 128,256 in float32 makes 512 rows.
 _LOGIT_BYTES: Final = 256 << 20
+
+
+_LEAST_ROOM: Final = 8  # tokens of an example, as `training.max_length` has it
 
 
 @dataclass
@@ -57,6 +62,7 @@ class Resident:
     adapter: Adapter | None = None
     shortcut: bool = False
     packing: bool = False
+    adapted: bool = True  # False while the adapter is switched off
     micro_batch: int = 0  # examples in one forward pass; 0 is the whole batch (training.py)
     checkpointing: bool = False  # activations are computed again in the backward pass
 
@@ -65,21 +71,68 @@ class Resident:
         if self.adapter is None or self.adapter.settings != settings:
             if self.adapter is not None:
                 self.model, self.adapter = detach(self.model), None
+            if settings.kind == "prefix" and self.checkpointing:
+                # Keys and values that a layer is given would be lost in the second computation.
+                self.model.activation_checkpointing_disable()
+                self.checkpointing = False
             self.model, self.adapter = attach(self.model, settings)
             self.shortcut = self._shortcut_is_right()
             self.packing = self._packing_is_right()
         return self.adapter
 
+    @property
+    def kind(self) -> str:
+        """The adapter's kind; empty where there is none or it is switched off."""
+        return str(self.adapter.settings.kind) if self.adapter and self.adapted else ""
+
+    @property
+    def virtual(self) -> int:
+        """Trained places before each sequence; a prefix is beside them, not among them."""
+        if self.adapter is None or self.kind not in {"prompt", "p-tuning"}:
+            return 0
+        return self.adapter.settings.virtual_tokens
+
+    @property
+    def room(self) -> int:
+        """The longest sequence the base has positions for, beside the adapter's own.
+
+        Raises:
+            Refusal: the adapter leaves none.
+        """
+        positions = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
+        settings = self.adapter.settings if self.adapter is not None else None
+        taken = settings.virtual_tokens if settings is not None and settings.virtual else 0
+        if positions - taken < _LEAST_ROOM:
+            raise Refusal(
+                Reason.SITE_FORBIDS,
+                f"adapter.virtual_tokens = {taken} leaves no room: the base has {positions} places",
+            )
+        return int(positions) - taken
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The base alone, while this lasts."""
+        with self.model.disable_adapter():
+            self.adapted = False
+            try:
+                yield
+            finally:
+                self.adapted = True
+
     def packs(self, longest: int) -> bool:
         """Whether sequences of at most `longest` tokens go into one row without padding."""
         window = getattr(self.model.config, "sliding_window", None)
-        return self.packing and (not window or longest <= window)
+        return (
+            self.packing
+            and self.kind != "prefix"
+            and (not window or self.virtual + longest <= window)
+        )
 
     def collate(self, tokens: TokenSet, rows: NDArray[np.int64]) -> Batch:
         """The sequences `rows` for one forward pass: packed where that is right, else padded."""
         if self.packs(max(tokens.length(int(row)) for row in rows)):
-            return pack(tokens, [[int(row)] for row in rows], self.device)
-        return collate(tokens, rows, self.device)
+            return pack(tokens, [[int(row)] for row in rows], self.device, self.virtual)
+        return collate(tokens, rows, self.device, self.virtual)
 
     def autocast(self) -> torch.autocast:
         """Mixed precision on a GPU, nothing on a CPU."""
@@ -93,7 +146,8 @@ class Resident:
             False where this is done already or the architecture has no such way.
         """
         base = self.model.get_base_model()
-        if self.checkpointing or not getattr(base, "supports_gradient_checkpointing", False):
+        possible = getattr(base, "supports_gradient_checkpointing", False)
+        if self.checkpointing or not possible or self.kind == "prefix":
             return False
         base.activation_checkpointing_enable({"use_reentrant": False})
         self.checkpointing = True
@@ -138,14 +192,15 @@ class Resident:
     def _hidden(self, batch: Batch) -> torch.Tensor:
         base = self.model.get_base_model()
         backbone = getattr(base, base.base_model_prefix)
-        hidden: torch.Tensor = backbone(**_inputs(batch))[0]
+        hidden: torch.Tensor = backbone(**inputs_of(self.model, batch, self.kind))[0]
         return hidden
 
     def _head(self) -> Any:
         return self.model.get_base_model().get_output_embeddings()
 
     def _full_logits(self, batch: Batch) -> torch.Tensor:
-        logits: torch.Tensor = self.model(**_inputs(batch)).logits
+        base = self.model.get_base_model()  # LoRA's layers are in it; a prompt's are in the inputs
+        logits: torch.Tensor = base(**inputs_of(self.model, batch, self.kind)).logits
         return logits
 
     def _shortcut_is_right(self) -> bool:
@@ -175,20 +230,22 @@ class Resident:
         alone differs (low precision, LLM.int8()), a padded batch shows by how much.
         """
         config = self.model.config
-        if getattr(config, "_attn_implementation", "") not in {"sdpa", attention.NAME}:
+        possible = getattr(config, "_attn_implementation", "") in {"sdpa", attention.NAME}
+        if not possible or self.kind == "prefix":
             return False
         config._attn_implementation = attention.NAME
         self.model.eval()
         ids = np.array([1, 2, 3, 4, 5, 1, 2, 3, 6, 7, 8, 9, 4, 3, 2, 1, 5, 6], dtype=np.int32)
         probe = TokenSet(ids, np.array([0, 5, 10, 18]), np.array([3, 3, 4], dtype=np.int32), 0)
+        where = (self.device, self.virtual)
         try:
             with torch.no_grad(), self.autocast():
                 alone = torch.cat([
-                    self.response_logits(collate(probe, [row], self.device)).float()
+                    self.response_logits(collate(probe, [row], *where)).float()
                     for row in range(3)
                 ])  # fmt: skip
-                padded = self.response_logits(collate(probe, [0, 1, 2], self.device)).float()
-                packed = self.response_logits(pack(probe, [[0, 1], [2]], self.device)).float()
+                padded = self.response_logits(collate(probe, [0, 1, 2], *where)).float()
+                packed = self.response_logits(pack(probe, [[0, 1], [2]], *where)).float()
             exact = self.dtype is torch.float32
             noise = float((padded - alone).abs().max())
             allowed = (1e-5 if exact else 1e-2) * float(alone.abs().max())
@@ -199,21 +256,6 @@ class Resident:
             config._attn_implementation = "sdpa"
             log.info("%s cannot be packed; its batches are padded", type(config).__name__)
         return right
-
-
-def _inputs(batch: Batch) -> dict[str, Any]:
-    """A model's keyword arguments for `batch`."""
-    if batch.layout is None:
-        return {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
-    # A mask of four dimensions is taken as it is; without one, transformers would build a square
-    # of tokens x tokens from the positions. The layout goes through the layers to `attend`.
-    return {
-        "input_ids": batch.ids,
-        "position_ids": batch.positions,
-        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.ids.device),
-        "layout": batch.layout,
-        "use_cache": False,
-    }
 
 
 def _at(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

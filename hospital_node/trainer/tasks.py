@@ -235,7 +235,7 @@ class Tasks:
         """The base, the adapter and the tokens for `settings`; from memory when they are there."""
         _check_supported(settings)
         limits = self.site.limits
-        if settings.adapter.rank > limits.max_rank:
+        if settings.adapter.has_rank and settings.adapter.rank > limits.max_rank:
             raise Refusal(
                 Reason.SITE_FORBIDS,
                 f"adapter.rank = {settings.adapter.rank} is above this site's limits.max_rank = "
@@ -252,7 +252,7 @@ class Tasks:
         self, resident: Resident, settings: StudySettings
     ) -> tuple[tokens.TokenSet, tokens.HeldoutSet]:
         template = settings.prompt.template
-        length = min(settings.training.max_length, self.site.limits.max_length)
+        length = min(settings.training.max_length, self.site.limits.max_length, resident.room)
         name = tokens.cache_name(
             self._secret.hex(),
             self._rows.digest,
