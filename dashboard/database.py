@@ -27,8 +27,10 @@ log = logging.getLogger(__name__)
 class Database:
     """An engine whose tables are up to date."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, password: Path | None = None) -> None:
         self.engine = _engine(url)
+        if password is not None:
+            _read_password(self.engine, password)
         self._writer = threading.Lock()
         try:
             _migrate(self.engine)
@@ -36,6 +38,10 @@ class Database:
             shown = self.engine.url.render_as_string(hide_password=True)
             reason = str(error).splitlines()[0]
             raise SettingsError(f"database.url = {shown!r}: cannot be used: {reason}") from error
+        except OSError as error:
+            raise SettingsError(
+                f"database.password = {str(password)!r}: cannot be read: {error.strerror or error}"
+            ) from error
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
@@ -72,6 +78,16 @@ def _engine(url: str) -> Engine:
     if engine.dialect.name == "sqlite":
         _prepare_sqlite(engine)
     return engine
+
+
+def _read_password(engine: Engine, file: Path) -> None:
+    """From the file, at each connection. libpq's own file will not do: it must be 0600, which a
+    file that a cluster mounts for a pod's group never is.
+    """
+
+    @event.listens_for(engine, "do_connect")
+    def _connect(_dialect: Any, _record: Any, _args: Any, parameters: dict[str, Any]) -> None:
+        parameters["password"] = file.read_text().strip()
 
 
 def _prepare_sqlite(engine: Engine) -> None:

@@ -37,7 +37,7 @@ class Plane:
         self.enrolled = Enrolled(settings.registry)
         self.tokens = Tokens(settings.access.tokens)
         settings.state.mkdir(parents=True, exist_ok=True)
-        self.database = Database(settings.database_url)
+        self.database = Database(settings.database_url, settings.database.password)
         self.access = Access(
             self.database,
             self.tokens,

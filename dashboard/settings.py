@@ -29,6 +29,11 @@ class DatabaseSettings(Section):
         description="an SQLAlchemy URL (postgresql+psycopg://...); empty means an SQLite file "
         "control-plane.sqlite in the state folder",
     )
+    password: Path | None = Field(
+        default=None,
+        description="file with the database user's password; read for every new connection, so "
+        "that it can be changed without a restart",
+    )
 
 
 class AccessSettings(Section):
@@ -118,6 +123,11 @@ def load_control_plane(path: Path) -> ControlPlaneSettings:
                 update={
                     "certificate": absolute(settings.listen.certificate),
                     "key": absolute(settings.listen.key),
+                }
+            ),
+            "database": settings.database.model_copy(
+                update={
+                    "password": settings.database.password and absolute(settings.database.password)
                 }
             ),
             "access": settings.access.model_copy(

@@ -21,7 +21,7 @@ lock() { # lock NAME [pip-compile option...]
 
 lock cli
 lock flower --extra flower # the aggregator and the link: the layer is built once
-lock control-plane --extra dashboard
+lock control-plane --extra dashboard --extra postgres # a driver that a URL may ask for
 
 # PyTorch publishes its CPU build on an index of its own, as version 2.13.0+cpu. It is installed in
 # a step of its own from there, so that no other package can come from that index: the CPU set is

@@ -27,8 +27,8 @@ def missing() -> str:
 
 
 @contextmanager
-def postgres() -> Iterator[str]:
-    """Yield the URL of an empty database."""
+def postgres(password: str = "") -> Iterator[str]:
+    """Yield the URL of an empty database; with a password, it asks for it."""
     folder = programs()
     assert folder is not None
     home = Path(tempfile.mkdtemp(prefix="fedward-pg-"))
@@ -36,8 +36,13 @@ def postgres() -> Iterator[str]:
     user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
     if os.geteuid() == 0:  # it refuses to run as root
         shutil.chown(home, "postgres", "postgres")
+    how: list[str | Path] = ["-A", "trust"]
+    if password:
+        (home / "password").write_text(password)
+        shutil.chown(home / "password", user)
+        how = ["-A", "scram-sha-256", "--pwfile", home / "password"]
     try:
-        _as(user, folder / "initdb", "-D", home / "data", "-A", "trust", "-U", "fedward", "-N")
+        _as(user, folder / "initdb", "-D", home / "data", *how, "-U", "fedward", "-N")
         options = f"-p {port} -k {home} -c listen_addresses=127.0.0.1"
         _as(user, folder / "pg_ctl", "-D", home / "data", "-o", options, "-w", "start")
         try:

@@ -81,6 +81,23 @@ def test_a_database_that_cannot_be_used_is_named_without_its_password(tmp_path: 
         Database("mysql://localhost/x")
 
 
+def test_the_password_is_in_a_file(tmp_path: Path) -> None:
+    """It is not in the URL; a wrong one is refused, and what it says is no part of the sentence."""
+    if missing():
+        pytest.skip(missing())
+    file = tmp_path / "password"
+    with postgres(password="right horse") as url:
+        for wrong in ("wrong horse", ""):
+            file.write_text(wrong)
+            with pytest.raises(SettingsError, match=r"database\.url") as refused:
+                Database(url, file)
+            assert "horse" not in str(refused.value)
+        file.write_text("right horse\n")
+        Database(url, file).close()
+        with pytest.raises(SettingsError, match=r"database\.password .*absent.*No such file"):
+            Database(url, tmp_path / "absent")
+
+
 def _send_until_kept(service: Service, events: list[object]) -> None:
     """As the supervisor does it: each batch again until it is acknowledged."""
     for batch in batches(events, size=4):  # type: ignore[arg-type]

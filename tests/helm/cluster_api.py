@@ -18,6 +18,7 @@ class FakeCluster:
         self.conflicts = 0  # so many updates are answered with 409
         self.fail_on: str = ""  # a name whose writing fails
         self.url = ""
+        self.readable: set[tuple[str, str]] | None = None  # None: every object
 
     def put(self, method: str, kind: str, name: str, body: dict[str, Any]) -> tuple[int, Any]:
         """Make or change."""
@@ -61,7 +62,11 @@ def fake_cluster() -> Iterator[FakeCluster]:
             return kind, name
 
         def do_GET(self) -> None:
-            found = cluster.objects.get(self._where())
+            where = self._where()
+            if cluster.readable is not None and where not in cluster.readable:
+                self._answer(403, {"message": f"not in the Role: {where}"})
+                return
+            found = cluster.objects.get(where)
             self._answer(200 if found else 404, found or {})
 
         def _write(self) -> None:

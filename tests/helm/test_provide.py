@@ -17,6 +17,7 @@ from cryptography import x509
 from certs import CertError
 from protocol.registry import Registry
 
+from .chart import named, needs_helm, render
 from .cluster_api import FakeCluster, fake_cluster
 
 FILES = Path(__file__).resolve().parents[2] / "helm" / "fedward" / "files"
@@ -262,6 +263,26 @@ def test_a_revoked_hospital(centre: Release) -> None:
     assert sorted(registry.active()) == ["hospital-a"]
     revoked = x509.load_pem_x509_crl(centre.secret("edge")["crl.pem"])
     assert revoked.get_revoked_certificate_by_serial_number(leaf.serial_number) is not None
+
+
+@needs_helm
+def test_a_hospital_is_taken_out_of_the_values(centre: Release, st_mary: Release) -> None:
+    """The Job reads what its Role names and no more, and the hospital stays enrolled."""
+    centre.federation()
+    st_mary.hospital()
+    asked = st_mary.config_map("st-mary-request")
+    item = {"request": asked["request.json"], "fingerprint": asked["fingerprint"]}
+    centre.federation(enrol={"st-mary": item})
+    role = named(render({"demo": {"enabled": False}}), "Role", "fed-certs")
+    centre.fake.readable = {
+        (kind, name)
+        for rule in role["rules"]
+        for kind in rule["resources"]
+        for name in rule.get("resourceNames", [])
+    }
+    centre.federation(sites=[])
+    registry = Registry.model_validate_json(centre.config_map("public")["registry.json"])
+    assert sorted(registry.active()) == ["hospital-a", "hospital-b", "st-mary"]
 
 
 def test_renewal_near_the_end(

@@ -136,6 +136,10 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
         'controlPlane: {database: {url: "postgresql+psycopg://me@db/fedward"}}',
         ("networkPolicy.database", "such as"),
     ),
+    "a password for a file": (
+        "controlPlane: {database: {passwordSecret: db}}",
+        ("controlPlane.database.passwordSecret", "give the URL"),
+    ),
     "a demo hospital enrolled twice": (
         'certs: {enrol: {hospital-a: {request: "{}", fingerprint: "0"}}}',
         ("certs.enrol.hospital-a", "take it out"),

@@ -46,6 +46,7 @@ def test_the_control_plane_reads_its_settings(values: str) -> None:
     assert not settings.access.open_metrics
     if values == "everything":
         assert settings.database.url == "postgresql+psycopg://fedward@db.example.org/fedward"
+        assert settings.database.password == Path("/secrets/database/password")
         assert "st-mary" in settings.certificates
 
 

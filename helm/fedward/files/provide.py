@@ -128,7 +128,7 @@ def federation(plan: dict[str, Any], provider: Provider) -> None:
         _wire(paths.sites[site].folder)
         _store_site(provider, site, paths.sites[site].folder)
     _store_tokens(provider)
-    _store_public(provider, paths, registry, edge, roots, ca.fingerprint)
+    _store_public(provider, paths, plan["enrol"], registry, edge, roots, ca.fingerprint)
     provider.store("secrets", "ca", _ca_files(paths))
 
 
@@ -321,13 +321,13 @@ def _store_tokens(provider: Provider) -> None:
 def _store_public(
     provider: Provider,
     paths: FederationPaths,
+    elsewhere: Iterable[str],
     registry: Registry,
     edge: Path,
     roots: bytes,
     fingerprint: str,
 ) -> None:
     """What anybody may see: the list of hospitals, certificates, roots, the revocation list."""
-    entries = registry.sites()
     files = {
         "registry.json": registry.path.read_bytes(),
         "ca.crt": roots,
@@ -342,12 +342,11 @@ def _store_public(
     ):
         if path.exists():
             files[name] = path.read_bytes()
-    for name in entries:
-        bundle = (
-            provider.stored("configmaps", f"bundle-{name}") if name not in paths.sites else None
-        )
-        if bundle is not None and "bundle.json" in bundle.files:
-            body = json.loads(bundle.files["bundle.json"])
+    # Not every name in the list of hospitals: the Job may read the bundles of `certs.enrol` only.
+    for name in elsewhere:
+        bundle = provider.stored("configmaps", f"bundle-{name}").files.get("bundle.json")
+        if bundle:
+            body = json.loads(bundle)
             files[f"site-{name}.crt"] = body["certificate"].encode()
     provider.store("configmaps", "public", files)
 

@@ -102,6 +102,9 @@ all of them are told at once.
 {{- if and $values.controlPlane.database.url $values.networkPolicy.enabled (not $values.networkPolicy.database) -}}
 {{- $faults = append $faults "controlPlane.database.url is given and networkPolicy.database is empty: say where the database is, such as [{ipBlock: {cidr: 10.0.0.9/32}}]" -}}
 {{- end -}}
+{{- if and $values.controlPlane.database.passwordSecret (not $values.controlPlane.database.url) -}}
+{{- $faults = append $faults "controlPlane.database.passwordSecret is given and controlPlane.database.url is empty, which is an SQLite file without a password: give the URL, such as postgresql+psycopg://fedward@db.example.org/fedward" -}}
+{{- end -}}
 {{- if and (eq $values.certs.mode "cert-manager") (not $values.certs.certManager.issuerRef.name) -}}
 {{- $faults = append $faults "certs.certManager.issuerRef.name is empty: name the Issuer that certs.mode=cert-manager is to use" -}}
 {{- end -}}

@@ -13,6 +13,9 @@ key = "/secrets/control-plane/server.key"
 
 [database]
 url = {{ include "fedward.toml" . }}
+{{- if $.Values.controlPlane.database.passwordSecret }}
+password = "/secrets/database/password"
+{{- end }}
 {{- end }}
 
 [access]
