@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, TypeAdapter
 
-from .messages import Count, Evaluation, Frozen, Health, Seconds, Timing, Training
+from .messages import Count, Evaluation, Fraction, Frozen, Health, Seconds, Timing, Training
 from .states import Reason, SiteOutcome, StudyState
 from .study import Name, Sha256, StudyId, StudySettings
 
@@ -99,6 +99,9 @@ class RoundFinished(_Event):
     train_loss: FiniteFloat | None = None
     evaluation: Evaluation | None = None  # summed over sites, of the adapter it began with
     update_norm: FiniteFloat | None = None
+    captured_energy: Fraction | None = None  # flexlora: of the product's, by the study's rank
+    control_norm: FiniteFloat | None = None  # scaffold: of the server's control variate
+    merge_norm: FiniteFloat | None = None  # fedex, flora: of what was added to the base
 
 
 class StudyEvaluated(_Event):

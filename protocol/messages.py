@@ -53,6 +53,18 @@ class Payload(Frozen):
     decoded_digest: Sha256
 
 
+class Merges(Frozen):
+    """Changes of the base weights that follow the adapter in a payload (FedEx-LoRA, FLoRA).
+
+    A base is known by what was merged into it so far: its own hash at first, and after each round
+    a hash over the one before and that round's change (`merged_base`).
+    """
+
+    rank: Annotated[int, Field(ge=0, lt=2**20)]  # of b @ a, all rounds' stacked; 0 brings nothing
+    before: Sha256  # the base that they are to be added to
+    after: Sha256  # what it is then
+
+
 class Request(Frozen):
     """Aggregator to trainer."""
 
@@ -67,7 +79,10 @@ class Request(Frozen):
     learning_rate: Annotated[FiniteFloat, Field(ge=0)] = 0.0
     evaluate: bool = True
     want_initial: bool = False  # prepare: send the initial adapter with the reply
-    manifest_digest: Sha256 | None = None  # the layout of the payload; None for prepare
+    manifest_digest: Sha256 | None = None  # the study's adapter; None for prepare
+    rank: Annotated[int, Field(ge=1)] | None = None  # this site's LoRA rank; None: the study's
+    change_of: Sha256 | None = None  # the payload is the change of what has this decoded digest
+    merges: Merges | None = None  # the payload ends with changes of the base weights
     payload: Payload | None = None
 
 
@@ -158,6 +173,7 @@ class Description(Frozen):
     base_parameters: Count
     train_examples: Count
     heldout_examples: Count
+    rank: Annotated[int, Field(ge=1)] | None = None  # below the study's: all this site can train
     data_fingerprint: Sha256  # keyed per site and study, so it reveals nothing but a change
 
 

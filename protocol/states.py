@@ -59,6 +59,7 @@ class Reason(StrEnum):
     TRAINER_UNREACHABLE = "trainer_unreachable"
     LINK_ERROR = "link_error"
     INTERRUPTED = "interrupted"  # the ClientApp was told to stop while it worked
+    NOT_HELD = "not_held"  # the site lacks what a change is to be added to, and needs the whole
     # what is wrong with a message
     MALFORMED = "malformed"
     WRONG_STUDY = "wrong_study"

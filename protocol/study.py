@@ -201,6 +201,13 @@ class RoundSettings(Section):
     failed_rounds: int = Field(
         default=3, ge=1, description="rounds in a row without minimum_sites before the study fails"
     )
+    balance: Literal["off", "steps"] = Field(
+        default="off",
+        description="steps: a slow site is asked for fewer steps, so that all finish together",
+    )
+    balance_floor: float = Field(
+        default=0.25, gt=0, le=1, description="the least share of the steps a slow site is asked"
+    )
 
 
 class AggregationSettings(Section):
@@ -282,6 +289,11 @@ class AggregationSettings(Section):
         return self.server_learning_rate or (1e-3 if adaptive else 1.0)
 
     @property
+    def changes_base(self) -> bool:
+        """Whether every round adds something to the base weights (FedEx-LoRA, FLoRA)."""
+        return self.lora in {"fedex", "flora"}
+
+    @property
     def proximal(self) -> float:
         """FedProx's mu for the trainer; 0 unless the strategy is fedprox."""
         return self.proximal_mu if self.strategy == "fedprox" else 0.0
@@ -329,7 +341,11 @@ class CodecSettings(Section):
     """How an adapter is written on the wire, in each direction."""
 
     up: str = Field(default="fp32", description="site to aggregator (the change of the adapter)")
-    down: str = Field(default="fp32", description="aggregator to site (the adapter itself)")
+    down: str = Field(
+        default="fp32",
+        description="aggregator to site; topk, int4, nf4 and int2 write the adapter's change since "
+        "the round before, the others the adapter itself",
+    )
     error_feedback: Literal["auto", "on", "off"] = Field(
         default="auto",
         description="a site adds what its last encoding lost to its next update; auto: topk only",
@@ -342,6 +358,15 @@ class CodecSettings(Section):
             return self.up.startswith("topk")
         return self.error_feedback == "on"
 
+    @property
+    def chained(self) -> bool:
+        """Whether the adapter goes down as its change since the round before.
+
+        So it is for the codecs of few bits: of the adapter itself they would lose a tenth or more
+        of every weight in each round. What one round's change loses, the next one makes up.
+        """
+        return self.down.startswith(("topk", "int2", "int4", "nf4"))
+
     @field_validator("up", "down")
     @classmethod
     def _known(cls, name: str) -> str:
@@ -352,16 +377,6 @@ class CodecSettings(Section):
             return get_codec(name).name
         except SettingsError as error:
             raise ValueError(str(error)) from error
-
-    @field_validator("down")
-    @classmethod
-    def _whole_adapter(cls, name: str) -> str:
-        if name.startswith(("topk", "int2", "int4", "nf4")):
-            raise ValueError(
-                "this codec is for a change of the adapter; the adapter itself would lose a tenth "
-                "or more of every weight in each round: use fp32, bf16, fp16 or int8"
-            )
-        return name
 
 
 class StudySettings(Section):
@@ -380,6 +395,16 @@ class StudySettings(Section):
     rounds: RoundSettings = RoundSettings()
     aggregation: AggregationSettings = AggregationSettings()
     codec: CodecSettings = CodecSettings()
+
+    @property
+    def mixed_ranks(self) -> bool:
+        """Whether a hospital may train with a smaller LoRA rank than the others.
+
+        Robust strategies compare the sites' values one by one, and a smaller site has none where
+        the others do.
+        """
+        robust = {"median", "trimmed-mean", "krum", "multi-krum"}
+        return self.adapter.kind in {"lora", "rslora"} and self.aggregation.strategy not in robust
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -411,12 +436,19 @@ class StudySettings(Section):
                 f"which model.quantization = {self.model.quantization.value!r} cannot hold: use "
                 "'none', or aggregation.lora = 'flexlora'"
             )
-        if kind in {"dora", "ia3"} and self.codec.down not in {"fp32", "fp16", "fp32+zstd",
-                                                               "fp16+zstd"}:  # fmt: skip
+        exact = self.codec.down.removesuffix("+zstd") in {"fp32", "fp16"}
+        if kind in {"dora", "ia3"} and not (exact or self.codec.chained):
             raise ValueError(
                 f"adapter.kind = {kind!r} multiplies the base's own values, so what "
                 f"codec.down = {self.codec.down!r} rounds off would disturb the base in every "
-                'round: use "fp32" or "fp16"'
+                'round: use "fp32" or "fp16", or "int4", which writes changes'
+            )
+        rebuilt = aggregation.lora in {"flexlora", "fedex", "flora"}
+        if self.codec.chained and rebuilt:
+            raise ValueError(
+                f"codec.down = {self.codec.down!r} writes the adapter's change since the round "
+                f"before, but aggregation.lora = {aggregation.lora!r} makes new factors in every "
+                'round: use "int8", "bf16", "fp16" or "fp32"'
             )
         if self.codec.feedback and aggregation.lora not in {"factors", "ffa"}:
             raise ValueError(

@@ -27,7 +27,7 @@ from protocol.states import StudyState
 
 from .adapter import write_adapter
 from .checkpoint import Checkpoint, load_latest
-from .context import StudyContext, StudyFailedError, StudyStoppedError
+from .context import StudyContext, StudyStoppedError
 from .directory import Directory
 from .exchange import Exchange
 from .folder import StudyFolder, Verdict
@@ -104,7 +104,6 @@ def _work(
     try:
         folder.make_reserve()
         context = study_context(grid, settings, folder)
-        _refuse_unsupported(context)
         if checkpoint is not None:
             missing_round_event(context, checkpoint)
         starts = sum(isinstance(event, StudyStarted) for event in folder.events)
@@ -151,15 +150,6 @@ def _contents(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""
-
-
-def _refuse_unsupported(context: StudyContext) -> None:
-    lora = context.settings.aggregation.lora
-    if lora in {"fedex", "flora"}:
-        raise StudyFailedError(
-            f"aggregation.lora = {lora!r} changes the base weights, which hospitals do not take up "
-            "yet; use 'factors' or 'flexlora'"
-        )
 
 
 def _verdict(folder: StudyFolder, state: StudyState, words: str) -> Verdict:

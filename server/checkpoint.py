@@ -16,12 +16,14 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
+from protocol.codec import DeltaChain
 from protocol.errors import FedwardError
 from protocol.files import write_atomic
 from protocol.manifest import AdapterManifest
 
 from . import safetensors
 from .aggregation import ServerState
+from .merges import MergeHistory, RoundMerge
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,11 @@ class CheckpointError(FedwardError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A study after `round` rounds; `initial` is the adapter it began with."""
+    """A study after `round` rounds.
+
+    `initial` is the adapter it began with; `chain` is what up-to-date hospitals hold, where the
+    adapter goes down as a change; `merged` is what was added to the base weights.
+    """
 
     round: int
     adapter: Vector
@@ -46,6 +52,24 @@ class Checkpoint:
     state: ServerState = field(default_factory=ServerState)
     base_sha256: str = ""
     failed_in_a_row: int = 0
+    chain: DeltaChain | None = None
+    merged: tuple[RoundMerge, ...] = ()
+
+    @property
+    def merges(self) -> MergeHistory:
+        """What was added to the base weights, with the names of what it became."""
+        return MergeHistory(self.manifest, self.base_sha256, self.merged)
+
+    def tensors(self) -> dict[str, npt.NDArray[Any]]:
+        """All that is large, by the name it has in the file."""
+        named: dict[str, npt.NDArray[Any]] = {
+            "adapter": self.adapter,
+            "initial": self.initial,
+            "state": np.frombuffer(self.state.to_bytes(), np.uint8),
+        }
+        if self.chain is not None:
+            named |= {"held": self.chain.held, "lost": self.chain.lost}
+        return named | {f"merge-{n:06d}": one.vector for n, one in enumerate(self.merged, 1)}
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -54,12 +78,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     Raises:
         CheckpointError: the disk is full or not writable; earlier checkpoints are as they were.
     """
-    state = np.frombuffer(checkpoint.state.to_bytes(), np.uint8)
-    tensors: dict[str, npt.NDArray[Any]] = {
-        "adapter": checkpoint.adapter,
-        "initial": checkpoint.initial,
-        "state": state,
-    }
+    tensors = checkpoint.tensors()
     digest = hashlib.sha256()
     for tensor in tensors.values():
         digest.update(np.ascontiguousarray(tensor).data)
@@ -68,6 +87,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         "manifest": checkpoint.manifest.model_dump_json(),
         "base_sha256": checkpoint.base_sha256,
         "failed_in_a_row": checkpoint.failed_in_a_row,
+        "merge_ranks": [one.rank for one in checkpoint.merged],
         "digest": digest.hexdigest(),
     }
     path = folder / f"checkpoint-{checkpoint.round:06d}.safetensors"
@@ -97,10 +117,15 @@ def _load(path: Path) -> Checkpoint:
     tensors, metadata = safetensors.load(path.read_bytes())
     about = json.loads(metadata["fedward"])
     digest = hashlib.sha256()
-    for name in ("adapter", "initial", "state"):
-        digest.update(tensors[name].data)
+    for tensor in tensors.values():
+        digest.update(tensor.data)
     if digest.hexdigest() != about["digest"]:
         raise CheckpointError(f"{path}: its contents are not those that were written")
+    chain = DeltaChain(tensors["held"], tensors["lost"]) if "held" in tensors else None
+    merged = tuple(
+        RoundMerge(rank, tensors[f"merge-{number:06d}"])
+        for number, rank in enumerate(about["merge_ranks"], 1)
+    )
     return Checkpoint(
         round=about["round"],
         adapter=tensors["adapter"],
@@ -109,4 +134,6 @@ def _load(path: Path) -> Checkpoint:
         state=ServerState.from_bytes(tensors["state"].tobytes()),
         base_sha256=about["base_sha256"],
         failed_in_a_row=about["failed_in_a_row"],
+        chain=chain,
+        merged=merged,
     )

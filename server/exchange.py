@@ -125,10 +125,17 @@ class Exchange:
         self._apart = False
         self._looked_at_nodes = float("-inf")
 
-    def gather(self, letters: Sequence[Letter], seconds: float) -> Iterator[Answer]:
+    def gather(
+        self,
+        letters: Sequence[Letter],
+        seconds: float,
+        *,
+        enough: Callable[[], bool] | None = None,
+    ) -> Iterator[Answer]:
         """Send `letters`; yield each answer as it comes, and in the end those that are missing.
 
-        Answers to optional letters of earlier calls are among them.
+        Answers to optional letters of earlier calls are among them. Where `enough` says so, nobody
+        waits for the required letters that are left: they are too late.
         """
         started = self._clock()
         online = self._directory.online()
@@ -138,6 +145,8 @@ class Exchange:
             self._check_stop()
             yield from self._look()
             yield from self._expire()
+            if enough is not None and enough():
+                yield from self._abandon()
             if not any(not pending.letter.optional for pending in self._pending.values()):
                 return
             waited = self._clock() - started
@@ -156,6 +165,15 @@ class Exchange:
         self._pending[answer.letter.request_id] = pending
         self._send([pending], self._directory.online())
         return True
+
+    def also(self, letter: Letter, seconds: float) -> None:
+        """Send one more letter, whose answer comes out of the gather() that is under way."""
+        self._post([letter], self._clock(), seconds, self._directory.online())
+
+    def _abandon(self) -> Iterator[Answer]:
+        for pending in list(self._pending.values()):
+            if not pending.letter.optional:
+                yield self._settle(pending, None, Reason.TOO_LATE)
 
     def _post(
         self,

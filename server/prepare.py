@@ -159,7 +159,9 @@ class Preparation:
         mine = _agreement(received)
         if self.agreed is None or mine[0] != self.agreed[0]:
             reason = Reason.MODEL_MISMATCH
-        elif mine[1] != self.agreed[1]:
+        elif mine[1] != self.agreed[1] or (
+            description.rank is not None and not self._may_be_smaller(description.rank)
+        ):
             reason = Reason.WRONG_MANIFEST
         if reply.evaluation is not None:
             self.base[site] = reply.evaluation
@@ -183,6 +185,10 @@ class Preparation:
             return
         self.prepared[site] = description
         self.manifest = self.manifest or description.manifest
+
+    def _may_be_smaller(self, rank: int) -> bool:
+        settings = self.context.settings
+        return settings.mixed_ranks and rank < settings.adapter.rank
 
     def _fetch_initial(self, site: str, received: Received | None, seconds: float) -> None:
         """Take the first adapter from `site`, asking for it if it was not the lead."""

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from protocol.codec import decode_payload, vector_digest
+from protocol.codec import decode_payload, split_control, vector_digest
 from protocol.envelope import SignatureError, check_payload, unseal
 from protocol.errors import ProtocolError
 from protocol.flower_records import unpack
+from protocol.layout import delta_layout, up_layout
 from protocol.manifest import AdapterManifest
 from protocol.messages import Payload, Reply, Request, Training
 from protocol.states import Reason
 from protocol.study import StudySettings
 
+from .aggregation import Update
 from .checkpoint import Vector
 
 if TYPE_CHECKING:
@@ -85,24 +87,49 @@ def _check_identity(reply: Reply, request: Request, past: frozenset[str]) -> Non
         raise RefusedError(Reason.REPLAYED, "the reply answers another request")
 
 
-def read_delta(received: Received, settings: StudySettings, manifest: AdapterManifest) -> Vector:
-    """The change of the adapter (float32 [n]), decoded and within the study's limits.
+def read_update(
+    received: Received,
+    request: Request,
+    settings: StudySettings,
+    manifest: AdapterManifest,
+    *,
+    weight: float,
+) -> Update:
+    """What a site's train reply says about the adapter, decoded and within the study's limits.
+
+    `manifest` is the study's; the reply holds the part of it that trains, at the site's rank, and
+    with SCAFFOLD the change of its control variate.
 
     Raises:
         RefusedError: it is not acceptable.
     """
-    payload = received.reply.payload
-    if payload is None:
-        raise RefusedError(Reason.MALFORMED, "a train reply without a payload", received.size)
-    delta = _decode(received, payload, manifest, "delta", settings.codec.up)
+    payload, training = received.reply.payload, received.reply.training
+    if payload is None or training is None:
+        raise RefusedError(Reason.MALFORMED, "a train reply without its results", received.size)
+    if not 1 <= training.steps <= request.steps:
+        detail = f"{training.steps} steps, asked were {request.steps}"
+        raise RefusedError(Reason.MALFORMED, detail, received.size)
+    layout = up_layout(settings, manifest, request.round, request.rank)
+    vector = _decode(received, payload, layout, "delta", settings.codec.up)
     # einsum sums in float64 through a small buffer; no second vector is made.
-    norm = math.sqrt(float(np.einsum("i,i->", delta, delta, dtype=np.float64)))
+    norm = math.sqrt(float(np.einsum("i,i->", vector, vector, dtype=np.float64)))
     limit = settings.aggregation.max_update_norm
     if not norm <= limit:
         raise RefusedError(
             Reason.NORM_TOO_LARGE, f"an update of norm {norm:.4g}, at most {limit:g}", received.size
         )
-    return delta
+    part = delta_layout(settings, manifest, request.round, request.rank)
+    control: Vector | None = None
+    if layout != part:
+        vector, control = split_control(vector)
+    return Update(
+        request.site,
+        weight,
+        vector,
+        manifest=None if part == manifest else part,
+        control=control,
+        steps=training.steps,
+    )
 
 
 def read_initial(received: Received) -> Vector:

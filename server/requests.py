@@ -3,40 +3,26 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from protocol.codec import encode_payload
 from protocol.envelope import seal
-from protocol.flower_records import pack, payload_record
-from protocol.manifest import AdapterManifest
-from protocol.messages import Payload, Request, Task
+from protocol.flower_records import pack
+from protocol.messages import Request, Task
 from protocol.schedule import learning_rate
 from protocol.study import StudySettings
 
-from .checkpoint import Vector
+from .downlink import Parcel
 from .exchange import Letter
-
-if TYPE_CHECKING:
-    from flwr.app import ArrayRecord
 
 
 @dataclass(frozen=True)
-class Downlink:
-    """An adapter encoded once for all hospitals; `reference` is what they will decode."""
+class Order:
+    """What one hospital is asked in a round."""
 
-    payload: Payload
-    data: bytes
-    record: "ArrayRecord"
-    reference: Vector
-    manifest_digest: str
-
-
-def encode_downlink(codec: str, adapter: Vector, manifest: AdapterManifest) -> Downlink:
-    """Encode `adapter` (float32 [n]) for the way down."""
-    payload, data, reference = encode_payload(codec, adapter, manifest, kind="adapter")
-    return Downlink(payload, data, payload_record(data), reference, manifest.digest)
+    site: str
+    parcel: Parcel
+    steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,41 +40,41 @@ class RequestWriter:
         )
 
     def train(
-        self, sites: Sequence[str], number: int, downlink: Downlink, *, evaluate: bool
+        self, orders: Sequence[Order], number: int, *, evaluate: bool
     ) -> list[tuple[Request, Letter]]:
         """One round's work."""
         rate = learning_rate(self.settings.training, number, self.settings.rounds.count)
         return [
             self._write(
-                site,
+                order.site,
                 Task.TRAIN,
                 number,
-                downlink,
+                order.parcel,
                 evaluate=evaluate,
-                steps=self.settings.training.steps,
+                steps=order.steps,
                 learning_rate=rate,
             )
-            for site in sites
+            for order in orders
         ]
 
-    def evaluate(self, sites: Sequence[str], downlink: Downlink) -> list[tuple[Request, Letter]]:
+    def evaluate(self, orders: Sequence[Order]) -> list[tuple[Request, Letter]]:
         """Measure the final adapter."""
         last = self.settings.rounds.count
-        return [self._write(site, Task.EVALUATE, last, downlink) for site in sites]
+        return [self._write(order.site, Task.EVALUATE, last, order.parcel) for order in orders]
 
-    def lone(self, sites: Sequence[str], downlink: Downlink) -> list[tuple[Request, Letter]]:
+    def lone(self, orders: Sequence[Order]) -> list[tuple[Request, Letter]]:
         """Train from the first adapter for as many steps as the study had, and measure."""
         rounds, training = self.settings.rounds, self.settings.training
         return [
             self._write(
-                site,
+                order.site,
                 Task.LONE,
                 rounds.count,
-                downlink,
+                order.parcel,
                 steps=rounds.count * training.steps,
                 learning_rate=training.learning_rate,
             )
-            for site in sites
+            for order in orders
         ]
 
     def _write(
@@ -96,14 +82,14 @@ class RequestWriter:
         site: str,
         task: Task,
         number: int,
-        downlink: Downlink | None,
+        parcel: Parcel | None,
         *,
         evaluate: bool = True,
         want_initial: bool = False,
         steps: int = 0,
         learning_rate: float = 0.0,
     ) -> tuple[Request, Letter]:
-        payload = downlink.payload if downlink else None
+        payload = parcel.payload if parcel else None
         what = (self.study_id, site, task, number, payload and payload.digest, evaluate, steps)
         # The same work has the same id, also after a restart of the aggregator: a trainer that
         # has done it, or is doing it, answers with that and does not begin anew.
@@ -119,10 +105,13 @@ class RequestWriter:
             learning_rate=learning_rate,
             evaluate=evaluate,
             want_initial=want_initial,
-            manifest_digest=downlink.manifest_digest if downlink else None,
+            manifest_digest=parcel.manifest_digest if parcel else None,
+            rank=parcel.rank if parcel else None,
+            change_of=parcel.change_of if parcel else None,
+            merges=parcel.merges if parcel else None,
             payload=payload,
         )
-        data = downlink.data if downlink else b""
+        data = parcel.data if parcel else b""
         envelope = seal(request, data, self.key, context="request")
-        records = pack(envelope, payload=downlink.record if downlink else None)
+        records = pack(envelope, payload=parcel.record if parcel else None)
         return request, Letter(site, identity, records, envelope.size)

@@ -4,7 +4,7 @@ prepare -> round x rounds.count -> evaluate -> lone -> adapter
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from protocol.errors import FedwardError
 from protocol.events import LoneEvaluated, RoundFinished, StudyEvaluated
@@ -14,12 +14,14 @@ from protocol.states import Reason, StudyState
 from .adapter import write_adapter
 from .checkpoint import Checkpoint, save
 from .context import StudyContext, StudyFailedError
+from .downlink import Downlink, first_downlink, open_downlink
 from .exchange import Answer, Letter
 from .folder import Verdict
 from .prepare import Preparation
 from .replies import Received, RefusedError, open_reply
-from .requests import encode_downlink
+from .requests import Order
 from .rounds import Rounds
+from .standing import Standing
 from .summary import add_evaluations
 
 log = logging.getLogger(__name__)
@@ -42,11 +44,13 @@ class Study:
         """
         self.preparation.run()
         now = self._checkpoint or self._begin()
-        rounds = Rounds(self.context, self.preparation)
+        events = self.context.folder.events
+        standing = Standing.resume(self.context.settings, self._checkpoint, events)
+        rounds = Rounds(self.context, self.preparation, standing)
         while now.round < self.context.settings.rounds.count:
             now = rounds.run(now)
             self._give_up_after_failures(now)
-        self._evaluate(now)
+        self._evaluate(now, standing)
         if self.context.settings.evaluation.lone_baseline:
             self._lone(now)
         self._write_adapter(now)
@@ -76,12 +80,13 @@ class Study:
                 f"{now.round - now.failed_in_a_row} is kept; the events say what became of each"
             )
 
-    def _evaluate(self, now: Checkpoint) -> None:
+    def _evaluate(self, now: Checkpoint, standing: Standing) -> None:
         context = self.context
-        downlink = encode_downlink(context.settings.codec.down, now.adapter, now.manifest)
+        downlink = open_downlink(context.settings, now)
         done = {event.site for event in context.folder.events if isinstance(event, StudyEvaluated)}
-        written = context.writer.evaluate(self._sites_but(done), downlink)
-        for answer, received in self._ask(written, context.settings.rounds.deadline_seconds):
+        orders = self._orders(done, downlink, standing)
+        seconds = context.settings.rounds.deadline_seconds
+        for answer, received in self._ask(context.writer.evaluate, orders, downlink, seconds):
             context.journal.append(
                 StudyEvaluated,
                 site=answer.letter.site,
@@ -93,10 +98,11 @@ class Study:
 
     def _lone(self, now: Checkpoint) -> None:
         context, rounds = self.context, self.context.settings.rounds
-        downlink = encode_downlink(context.settings.codec.down, now.initial, now.manifest)
+        downlink = first_downlink(context.settings, now)
         done = {event.site for event in context.folder.events if isinstance(event, LoneEvaluated)}
-        written = context.writer.lone(self._sites_but(done), downlink)
-        for answer, received in self._ask(written, rounds.deadline_seconds * rounds.count):
+        orders = self._orders(done, downlink, Standing(context.settings))
+        seconds = rounds.deadline_seconds * rounds.count
+        for answer, received in self._ask(context.writer.lone, orders, downlink, seconds):
             context.journal.append(
                 LoneEvaluated,
                 site=answer.letter.site,
@@ -107,13 +113,25 @@ class Study:
                 codec_down=downlink.payload.codec,
             )
 
-    def _sites_but(self, done: set[str]) -> list[str]:
-        return sorted(set(self.preparation.prepared) - done)
+    def _orders(self, done: set[str], downlink: Downlink, standing: Standing) -> list[Order]:
+        prepared = self.preparation.prepared
+        return [
+            Order(site, standing.parcel(site, downlink, prepared[site].rank))
+            for site in sorted(set(prepared) - done)
+        ]
 
     def _ask(
-        self, written: list[tuple[Request, Letter]], seconds: float
+        self,
+        write: Callable[[list[Order]], list[tuple[Request, Letter]]],
+        orders: list[Order],
+        downlink: Downlink,
+        seconds: float,
     ) -> Iterator[tuple[Answer, Received]]:
-        """Requests whose answers are numbers only; a site that gives none is left out."""
+        """Requests whose answers are numbers only; a site that gives none is left out.
+
+        One that lacks what a change is to be added to is asked again, with the whole.
+        """
+        written, whole = write(orders), []
         requests = {request.request_id: request for request, _ in written}
         self.context.past.update(requests)
         for answer in self.context.exchange.gather([letter for _, letter in written], seconds):
@@ -125,6 +143,10 @@ class Study:
                 yield answer, self._open(answer, request)
             except RefusedError as error:
                 log.warning("%s: %s: %s (%s)", request.site, request.task, error, error.reason)
+                if error.reason is Reason.NOT_HELD and (request.change_of or request.merges):
+                    whole.append(Order(request.site, downlink.parcel(rank=request.rank)))
+        if whole and whole != orders:  # who was sent the whole and lacks it still is left out
+            yield from self._ask(write, whole, downlink, seconds)
 
     def _open(self, answer: Answer, request: Request) -> Received:
         if answer.records is None:

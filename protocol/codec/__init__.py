@@ -31,10 +31,12 @@ from ._layout import (
     join_control,
     module_of,
     narrow,
+    of_rank,
     split_control,
     trained_part,
     widen,
     with_control,
+    with_merges,
     with_rank,
 )
 from ._names import get_codec, known_codecs
@@ -56,10 +58,12 @@ __all__ = [
     "known_codecs",
     "module_of",
     "narrow",
+    "of_rank",
     "split_control",
     "trained_part",
     "vector_digest",
     "widen",
     "with_control",
+    "with_merges",
     "with_rank",
 ]

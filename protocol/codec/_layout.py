@@ -63,6 +63,36 @@ def with_rank(manifest: AdapterManifest, rank: int) -> AdapterManifest:
     return AdapterManifest(tensors=tuple(cut(tensor) for tensor in manifest.tensors))
 
 
+def of_rank(manifest: AdapterManifest, rank: int) -> AdapterManifest:
+    """The layout with every LoRA pair of exactly `rank`: a study's, from that of a smaller site."""
+
+    def resize(tensor: TensorSpec) -> TensorSpec:
+        factor = factor_of(tensor)
+        if factor is None:
+            return tensor
+        shape = list(tensor.shape)
+        shape[_RANK_AXIS[factor]] = rank
+        return TensorSpec(name=tensor.name, shape=tuple(shape))
+
+    return AdapterManifest(tensors=tuple(resize(tensor) for tensor in manifest.tensors))
+
+
+def with_merges(manifest: AdapterManifest, rank: int) -> AdapterManifest:
+    """The layout of an adapter followed by changes of the base weights, b @ a of `rank` a module.
+
+    Their tensors are `MODULE.~merge_a` [rank, in] and `MODULE.~merge_b` [out, rank].
+    """
+    extra = []
+    for tensor in manifest.tensors:
+        factor = factor_of(tensor)
+        if factor is not None:
+            shape = list(tensor.shape)
+            shape[_RANK_AXIS[factor]] = rank
+            name = f"{module_of(tensor)}.~merge_{factor.lower()}"
+            extra.append(TensorSpec(name=name, shape=tuple(shape)))
+    return AdapterManifest(tensors=(*manifest.tensors, *extra))
+
+
 def with_control(manifest: AdapterManifest) -> AdapterManifest:
     """The layout of an adapter followed by a SCAFFOLD control variate of the same length."""
     control = TensorSpec(name=_CONTROL, shape=(manifest.numel,))

@@ -12,11 +12,13 @@ In reading order: `_types`, `_mean`, `_optimizers`, `_robust`, `_scaffold`, `_lo
 """
 
 from ._factory import make_aggregator
+from ._scaffold import CONTROL
 from ._state import ServerState
-from ._types import Aggregate, AggregationError, Aggregator, Merge, Update, l2_norm
+from ._types import Aggregate, AggregationError, Aggregator, Merge, Update, Vector, l2_norm
 from ._weights import Draw, draw_sites, update_weight
 
 __all__ = [
+    "CONTROL",
     "Aggregate",
     "AggregationError",
     "Aggregator",
@@ -24,6 +26,7 @@ __all__ = [
     "Merge",
     "ServerState",
     "Update",
+    "Vector",
     "draw_sites",
     "l2_norm",
     "make_aggregator",
