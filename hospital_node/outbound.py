@@ -45,9 +45,10 @@ TENSOR_NAME: Final = re.compile(
     r"base_model\.[A-Za-z0-9_.]{1,480}\.(lora_[A-Za-z_]+(\.weight)?|ia3_l)"
     r"|prompt_embeddings"
     r"|prompt_encoder\.(embedding\.weight|(mlp_head\.[024]|transform\.[02])\.(weight|bias))"
+    r"|~control"
 )
 """PEFT's key of a saved tensor, such as `base_model.model.h.0.attn.c_attn.lora_A.weight`, or its
-name of an encoder's."""
+name of an encoder's; and SCAFFOLD's control variate."""
 
 _PART = r"[a-z]{2,16} [0-9]+\.[0-9][0-9a-z.+]{0,24}"
 SOFTWARE: Final = re.compile(rf"({_PART}(; {_PART}){{0,7}})?")

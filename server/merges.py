@@ -78,7 +78,7 @@ class MergeHistory:
         place = 0
         for tensor in self._extra(rank):
             size = tensor.numel
-            module, _, factor = tensor.name.rpartition(".~merge_")
+            module, _, factor = tensor.name.removeprefix("~merge.").rpartition(".")
             values = vector[place : place + size].reshape(tensor.shape)
             found.setdefault(module, {})[factor] = values
             place += size
@@ -96,7 +96,7 @@ class MergeHistory:
             columns.append(row)
         stacked = []
         for tensor, *blocks in zip(self._extra(1), *columns, strict=True):
-            axis = 0 if tensor.name.endswith("_a") else 1
+            axis = 0 if tensor.name.endswith(".a") else 1
             stacked.append(np.concatenate(blocks, axis=axis).reshape(-1))
         return np.concatenate(stacked)
 

@@ -40,10 +40,11 @@ class RequestWriter:
         )
 
     def train(
-        self, orders: Sequence[Order], number: int, *, evaluate: bool
+        self, orders: Sequence[Order], number: int, *, evaluate: bool, losses: Sequence[float] = ()
     ) -> list[tuple[Request, Letter]]:
-        """One round's work."""
-        rate = learning_rate(self.settings.training, number, self.settings.rounds.count)
+        """One round's work; `losses` are the held-out losses of the rounds before."""
+        settings = self.settings
+        rate = learning_rate(settings.training, number, settings.rounds.count, losses)
         return [
             self._write(
                 order.site,

@@ -139,11 +139,25 @@ class Rounds:
             rank = self.preparation.prepared[site].rank
             current.parcels[site] = self.standing.parcel(site, current.downlink, rank)
         orders = [Order(site, current.parcels[site], steps[site]) for site in sites]
-        written = self.context.writer.train(orders, current.number, evaluate=evaluate)
+        written = self.context.writer.train(
+            orders, current.number, evaluate=evaluate, losses=self._losses(current)
+        )
         requests = {request.request_id: request for request, _ in written}
         current.requests |= requests
         self.context.past.update(requests)
         return [letter for _, letter in written]
+
+    def _losses(self, current: _Round) -> list[float]:
+        """The held-out losses of the rounds before, for the schedule that looks at them."""
+        if self.context.settings.training.schedule != "plateau":
+            return []
+        return [
+            event.evaluation.loss
+            for event in self.context.folder.events
+            if isinstance(event, RoundFinished)
+            and event.evaluation is not None
+            and event.round < current.number
+        ]
 
     def _take(self, current: _Round, answer: Answer) -> None:
         """Take one answer into the aggregate, or journal why not."""

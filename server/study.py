@@ -85,6 +85,7 @@ class Study:
         downlink = open_downlink(context.settings, now)
         done = {event.site for event in context.folder.events if isinstance(event, StudyEvaluated)}
         orders = self._orders(done, downlink, standing)
+        codecs = {order.site: order.parcel.payload.codec for order in orders}
         seconds = context.settings.rounds.deadline_seconds
         for answer, received in self._ask(context.writer.evaluate, orders, downlink, seconds):
             context.journal.append(
@@ -93,7 +94,7 @@ class Study:
                 evaluation=received.reply.evaluation,
                 bytes_up=received.size,
                 bytes_down=answer.letter.size * (1 + answer.resent),
-                codec_down=downlink.payload.codec,
+                codec_down=codecs[answer.letter.site],
             )
 
     def _lone(self, now: Checkpoint) -> None:
@@ -101,6 +102,7 @@ class Study:
         downlink = first_downlink(context.settings, now)
         done = {event.site for event in context.folder.events if isinstance(event, LoneEvaluated)}
         orders = self._orders(done, downlink, Standing(context.settings))
+        codecs = {order.site: order.parcel.payload.codec for order in orders}
         seconds = rounds.deadline_seconds * rounds.count
         for answer, received in self._ask(context.writer.lone, orders, downlink, seconds):
             context.journal.append(
@@ -110,7 +112,7 @@ class Study:
                 training=received.reply.training,
                 bytes_up=received.size,
                 bytes_down=answer.letter.size * (1 + answer.resent),
-                codec_down=downlink.payload.codec,
+                codec_down=codecs[answer.letter.site],
             )
 
     def _orders(self, done: set[str], downlink: Downlink, standing: Standing) -> list[Order]:

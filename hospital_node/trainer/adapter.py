@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 
@@ -83,6 +84,35 @@ class Adapter:
             if factor in factors:
                 trained.append(parameter)
         return trained
+
+
+def of_smaller_rank(settings: AdapterSettings, rank: int | None) -> AdapterSettings:
+    """The same adapter with LoRA rank `rank` and the study's scale; None leaves it as it is.
+
+    PEFT's scale is alpha / r, with rslora alpha / sqrt(r).
+    """
+    if rank is None or rank == settings.rank:
+        return settings
+    share = rank / settings.rank
+    alpha = settings.alpha * (math.sqrt(share) if settings.kind == "rslora" else share)
+    return settings.model_copy(update={"rank": rank, "alpha": alpha})
+
+
+def affordable_rank(adapter: Adapter, rank: int) -> int:
+    """`rank`, halved until training that adapter takes at most half of the memory that is free.
+
+    Beside the weights, which are there already, a value needs its gradient and AdamW's two moments:
+    12 bytes in float32.
+    """
+    device = adapter.parameters[0].device
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    size = 12 * adapter.manifest.numel
+    while rank > 1 and size > free / 2:
+        rank, size = rank // 2, size // 2
+    return rank
 
 
 def attach(base: Any, settings: AdapterSettings) -> tuple[Any, Adapter]:

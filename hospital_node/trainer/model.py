@@ -64,6 +64,7 @@ class Resident:
     packing: bool = False
     adapted: bool = True  # False while the adapter is switched off
     micro_batch: int = 0  # examples in one forward pass; 0 is the whole batch (training.py)
+    changed: str = ""  # what rounds have added to the base (`merging`); empty: it is as read
     checkpointing: bool = False  # activations are computed again in the backward pass
 
     def use(self, settings: AdapterSettings) -> Adapter:
@@ -272,8 +273,10 @@ class Shelf:
         self.loads = 0
         self._kept: dict[tuple[object, ...], Resident] = {}
 
-    def get(self, wanted: ModelSettings) -> Resident:
+    def get(self, wanted: ModelSettings, *, base: Sequence[str] = ()) -> Resident:
         """The base that a study asks for, loaded if it is not resident yet.
+
+        `base` are the states that will do of one that rounds have added to; none: as it was read.
 
         Raises:
             Refusal: no such base, other weights than the study or the site names, or a
@@ -298,7 +301,10 @@ class Shelf:
                 )
         dtype = choose_dtype(wanted, self.device)
         key = (folder.resolve(), sha256, wanted.quantization, wanted.double_quantization, dtype)
-        resident = self._kept.pop(key, None) or self._load(folder, sha256, wanted, dtype)
+        resident = self._kept.pop(key, None)
+        if resident is None or (resident.changed and resident.changed not in base):
+            resident = None  # let go of it first: two do not fit
+            resident = self._load(folder, sha256, wanted, dtype)
         self._kept[key] = resident  # last in order: used last
         while len(self._kept) > _RESIDENT:
             self._drop_oldest()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from hospital_node.outbound import Update
-from protocol.codec import decode_payload, vector_digest
+from protocol.codec import narrow, of_rank, vector_digest
 from protocol.messages import (
     Description,
     Evaluation,
@@ -33,14 +33,15 @@ from protocol.states import Reason, TrainerState
 from protocol.study import StudySettings
 
 from . import sampling, tokens
-from .adapter import Adapter, Vector, tensors_of
+from .adapter import Adapter, Vector, affordable_rank, initial, of_smaller_rank, tensors_of
 from .board import Board
 from .data import Rows, load_rows
 from .errors import Cancelled, Refusal
 from .evaluation import evaluate
+from .merging import merge
 from .model import Resident, Shelf
-from .residuals import Residuals
 from .training import Done, Plan, train
+from .wire import Received, Wire
 
 log = logging.getLogger("fedward.trainer")
 
@@ -62,6 +63,7 @@ class _Ready:
     train: tokens.TokenSet
     heldout: tokens.HeldoutSet
     rows: Rows
+    rank: int | None  # below the study's
 
 
 @dataclass
@@ -93,7 +95,7 @@ class Tasks:
         self.site = site
         self.shelf = Shelf(site)
         self._rows = rows
-        self._residuals = Residuals(site.state / "feedback")
+        self._wire = Wire(site.state)
         self._stamps = self._data_stamps()
         self._secret = secret
         self._board = board
@@ -125,12 +127,16 @@ class Tasks:
         stamps = self._data_stamps()
         if stamps != self._stamps:
             self._rows, self._stamps = load_rows(self.site.data), stamps
-        ready = self._ready(request.settings, clock)
+        ready = self._ready(request, clock)
         manifest = ready.adapter.manifest
+        mine, manifest = ready.adapter.manifest, ready.adapter.manifest
         first = ready.adapter.initial(request.settings.seed)
+        if ready.rank is not None:  # the study's adapter, of which this site trains a part
+            manifest = of_rank(mine, request.settings.adapter.rank)
+            first = initial(manifest, request.settings.seed)
         evaluation = None
         if request.evaluate:
-            ready.adapter.load(first)
+            ready.adapter.load(first if manifest == mine else narrow(first, manifest, mine))
             evaluation = self._measure(ready, request.settings, clock, check)
         fingerprint = f"{request.study_id}\0{ready.rows.digest}".encode()
         description = Description(
@@ -140,6 +146,7 @@ class Tasks:
             base_parameters=ready.resident.parameters,
             train_examples=len(ready.train),
             heldout_examples=ready.heldout.rows,
+            rank=ready.rank,
             data_fingerprint=hmac.new(self._secret, fingerprint, "sha256").hexdigest(),
         )
         update = None
@@ -151,13 +158,16 @@ class Tasks:
     def _train(
         self, request: Request, payload: bytes, clock: _Clock, check: Callable[[], None]
     ) -> Answer:
-        ready = self._ready(request.settings, clock)
+        ready = self._ready(request, clock)
         received = self._receive(ready, request, payload, clock)
         evaluation = None
         if request.evaluate:
             evaluation = self._measure(ready, request.settings, clock, check)
+        mine = ready.adapter.manifest
         plan = self._plan(request.settings, request.round, request.learning_rate)
         plan = replace(plan, proximal_mu=request.settings.aggregation.proximal)
+        if received.control is not None:
+            plan = replace(plan, correction=self._wire.correction(request, received, mine))
         steps = min(request.steps, self.site.limits.max_steps)
         rows = self._rows_of(ready, request.settings, request.round, steps)
         self._board.enter(TrainerState.TRAINING, steps)
@@ -165,34 +175,18 @@ class Tasks:
             done = train(
                 ready.resident, ready.adapter, ready.train, rows, plan, self._on_step(check)
             )
-            delta = ready.adapter.read() - received
+            delta = ready.adapter.read() - received.adapter
         passes = self._epoch(ready, request.settings, request.round, len(done.losses))
         training = _training(done, delta, passes)
         limits = (self.site.limits.max_update_norm, request.settings.aggregation.max_update_norm)
-        manifest = ready.adapter.manifest
-        wanted, after = delta, None
-        if request.settings.codec.feedback:
-            study, number = request.study_id, request.round
-            wanted = self._residuals.before(study, number, manifest).add_to(delta)
-
-            def after(sent: Vector) -> None:
-                self._residuals.keep(study, number, manifest, wanted - sent)
-
-        update = Update(
-            "delta",
-            tensors_of(wanted, manifest),
-            manifest,
-            request.settings.codec.up,
-            max_norm=min(limits),
-            after=after,
-        )
+        update = self._wire.update(request, delta, done.gradient, mine, max_norm=min(limits))
         reply = self._reply(request, clock, training=training, evaluation=evaluation)
         return Answer(reply, update)
 
     def _evaluate(
         self, request: Request, payload: bytes, clock: _Clock, check: Callable[[], None]
     ) -> Answer:
-        ready = self._ready(request.settings, clock)
+        ready = self._ready(request, clock)
         self._receive(ready, request, payload, clock)
         evaluation = self._measure(ready, request.settings, clock, check)
         return Answer(self._reply(request, clock, evaluation=evaluation))
@@ -204,10 +198,10 @@ class Tasks:
 
         The first adapter is the one that came, or, where none came, drawn here from the seed.
         """
-        ready = self._ready(request.settings, clock)
+        ready = self._ready(request, clock)
         settings, rounds = request.settings, request.settings.rounds.count
         if request.payload is not None:
-            first = self._receive(ready, request, payload, clock)
+            first = self._receive(ready, request, payload, clock).adapter
         else:
             first = ready.adapter.initial(settings.seed)
             ready.adapter.load(first)
@@ -231,22 +225,38 @@ class Tasks:
 
     # Their parts
 
-    def _ready(self, settings: StudySettings, clock: _Clock) -> _Ready:
-        """The base, the adapter and the tokens for `settings`; from memory when they are there."""
-        _check_supported(settings)
-        limits = self.site.limits
-        if settings.adapter.has_rank and settings.adapter.rank > limits.max_rank:
-            raise Refusal(
-                Reason.SITE_FORBIDS,
-                f"adapter.rank = {settings.adapter.rank} is above this site's limits.max_rank = "
-                f"{limits.max_rank}",
-            )
+    def _ready(self, request: Request, clock: _Clock) -> _Ready:
+        """The base, the adapter and the tokens for a request; from memory when they are there."""
+        settings = request.settings
         self._board.enter(TrainerState.LOADING)
         with clock("load"):
-            resident = self.shelf.get(settings.model)
-            adapter = resident.use(settings.adapter)
+            resident = self.shelf.get(settings.model, base=_base_wanted(request))
+            prepares = request.task is Task.PREPARE
+            rank = self._rank(resident, settings) if prepares else request.rank
+            if settings.adapter.has_rank:
+                self._check_rank(rank or settings.adapter.rank)
+            adapter = resident.use(of_smaller_rank(settings.adapter, rank))
             train_set, heldout = self._tokens(resident, settings)
-        return _Ready(resident, adapter, train_set, heldout, self._rows)
+        return _Ready(resident, adapter, train_set, heldout, self._rows, rank)
+
+    def _rank(self, resident: Resident, settings: StudySettings) -> int | None:
+        """The LoRA rank this site can train; None is the study's own."""
+        wanted = settings.adapter.rank
+        if not settings.mixed_ranks:
+            return None
+        rank = min(wanted, self.site.limits.max_rank)
+        rank = affordable_rank(resident.use(of_smaller_rank(settings.adapter, rank)), rank)
+        if rank < wanted:
+            log.info("this site trains with rank %d of the study's %d", rank, wanted)
+        return rank if rank < wanted else None
+
+    def _check_rank(self, rank: int) -> None:
+        limit = self.site.limits.max_rank
+        if rank > limit:
+            raise Refusal(
+                Reason.SITE_FORBIDS,
+                f"adapter.rank = {rank} is above this site's limits.max_rank = {limit}",
+            )
 
     def _tokens(
         self, resident: Resident, settings: StudySettings
@@ -277,24 +287,14 @@ class Tasks:
             self._tokenized[name] = sets
         return self._tokenized[name]
 
-    def _receive(self, ready: _Ready, request: Request, payload: bytes, clock: _Clock) -> Vector:
-        """Decode the adapter that came and put it into the model; float32, (manifest.numel,)."""
-        manifest = ready.adapter.manifest
-        if request.payload is None:
-            raise Refusal(Reason.MALFORMED, f"a {request.task} request without an adapter")
-        if request.manifest_digest != manifest.digest:
-            raise Refusal(
-                Reason.WRONG_MANIFEST, "the adapter that came is laid out for another base model"
-            )
-        if request.payload.numel != manifest.numel:
-            raise Refusal(
-                Reason.WRONG_SHAPE,
-                f"the adapter that came has {request.payload.numel} values, not {manifest.numel}",
-            )
+    def _receive(self, ready: _Ready, request: Request, payload: bytes, clock: _Clock) -> Received:
+        """Decode what came and put it into the model."""
         with clock("decode"):
-            vector = decode_payload(request.payload, payload, manifest, kind="adapter")
-            ready.adapter.load(vector)
-        return vector
+            received = self._wire.receive(request, payload, ready.adapter.manifest)
+            if request.merges is not None and received.merges is not None:
+                merge(ready.resident, request.merges, received.merges)
+            ready.adapter.load(received.adapter)
+        return received
 
     def _measure(
         self, ready: _Ready, settings: StudySettings, clock: _Clock, check: Callable[[], None]
@@ -394,16 +394,9 @@ def _checker(cancel: threading.Event) -> Callable[[], None]:
     return check
 
 
-def _check_supported(settings: StudySettings) -> None:
-    """Refuse what would otherwise be left out in silence."""
-    aggregation = settings.aggregation
-    if aggregation.strategy == "scaffold":
-        raise Refusal(Reason.SITE_FORBIDS, "this trainer does not do scaffold's control variates")
-    if aggregation.lora in {"fedex", "flora"}:
-        raise Refusal(
-            Reason.SITE_FORBIDS,
-            f"aggregation.lora = {aggregation.lora!r} changes the base; this trainer keeps it",
-        )
+def _base_wanted(request: Request) -> tuple[str, ...]:
+    """The states of the base that will do for a request; none given: as it was read."""
+    return (request.merges.before, request.merges.after) if request.merges else ()
 
 
 def _training(done: Done, delta: Vector, epoch: float) -> Training:

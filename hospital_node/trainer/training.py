@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from protocol.states import Reason
 
-from .adapter import Adapter
+from .adapter import Adapter, Vector
 from .batches import Batch, by_length
 from .errors import Refusal
 from .model import Resident
@@ -43,6 +43,7 @@ class Plan:
     factors: frozenset[str] = frozenset({"A", "B"})  # LoRA factors that train
     eight_bit: bool = False  # AdamW's moments in 8 bits (arXiv 2110.02861), on a GPU
     seconds: float = math.inf  # after which no further step begins; there is always one
+    correction: Vector | None = None  # SCAFFOLD's c - c_k (float32 [n]), added to every gradient
     proximal_mu: float = 0.0  # FedProx (arXiv 1812.06127): mu/2 |w - w_received|^2 is added
 
 
@@ -53,6 +54,7 @@ class Done:
     losses: list[float] = field(default_factory=list)
     tokens: int = 0
     examples: int = 0
+    gradient: Vector | None = None  # float32 [n]: mean of the steps' raw gradients (SCAFFOLD)
 
 
 def train(
@@ -73,6 +75,7 @@ def train(
     """
     parameters = adapter.train_only(plan.factors)
     anchor = [p.detach().clone() for p in parameters] if plan.proximal_mu else []
+    control = _Control(adapter, plan.correction) if plan.correction is not None else None
     half = resident.dtype is torch.float16
     optimizer = _optimizer(parameters, plan, resident.device, fused=not half)
     # float16 gradients underflow without it; for the other types it does nothing.
@@ -94,6 +97,8 @@ def train(
                     Reason.NOT_FINITE, f"the loss is {loss} at step {len(done.losses) + 1}"
                 )
             scaler.unscale_(optimizer)
+            if control is not None:
+                control.correct()
             for parameter, before in zip(parameters, anchor, strict=False):
                 if parameter.grad is not None:
                     parameter.grad.add_(parameter.detach() - before, alpha=plan.proximal_mu)
@@ -104,11 +109,48 @@ def train(
             done.tokens += count
             done.examples += len(chosen)
             on_step(loss, count)
+        if control is not None:
+            done.gradient = control.mean(len(done.losses))
     finally:
         resident.model.eval()
         optimizer.zero_grad(set_to_none=True)
         adapter.train_only(frozenset({"A", "B"}))
     return done
+
+
+class _Control:
+    """SCAFFOLD's half in the trainer (arXiv 1910.06378): every gradient g becomes g - c_k + c.
+
+    It is done before clipping and before the optimizer, so the correction passes through AdamW's
+    moments as the gradient does. The mean of the raw g is the site's next control variate.
+    """
+
+    def __init__(self, adapter: Adapter, correction: Vector) -> None:
+        self._adapter = adapter
+        self._corrections = [
+            torch.from_numpy(np.ascontiguousarray(correction[place]))
+            .view(parameter.shape)
+            .to(parameter.device)
+            for parameter, (_, place) in zip(
+                adapter.parameters, adapter.manifest.slices(), strict=True
+            )
+        ]
+        self._sums = [torch.zeros_like(one) for one in self._corrections]
+
+    def correct(self) -> None:
+        """Note the raw gradients, and correct them."""
+        for parameter, total, change in zip(
+            self._adapter.parameters, self._sums, self._corrections, strict=True
+        ):
+            if parameter.grad is not None:
+                total.add_(parameter.grad)
+                parameter.grad.add_(change)
+
+    def mean(self, steps: int) -> Vector:
+        """The mean raw gradient: float32, (manifest.numel,); zero where nothing trained."""
+        flat = [total.reshape(-1).cpu() for total in self._sums]
+        mean: Vector = (torch.cat(flat) / max(1, steps)).numpy()
+        return mean
 
 
 def _optimizer(

@@ -19,6 +19,7 @@ Factor = Literal["A", "B"]
 
 _SUFFIX: Final[dict[Factor, str]] = {"A": ".lora_A.weight", "B": ".lora_B.weight"}
 _CONTROL: Final = "~control"  # sorts after every name PEFT gives
+_MERGE: Final = "~merge."  # and this after both
 _RANK_AXIS: Final[dict[Factor, int]] = {"A": 0, "B": 1}
 
 
@@ -80,7 +81,7 @@ def of_rank(manifest: AdapterManifest, rank: int) -> AdapterManifest:
 def with_merges(manifest: AdapterManifest, rank: int) -> AdapterManifest:
     """The layout of an adapter followed by changes of the base weights, b @ a of `rank` a module.
 
-    Their tensors are `MODULE.~merge_a` [rank, in] and `MODULE.~merge_b` [out, rank].
+    Their tensors are `~merge.MODULE.a` [rank, in] and `~merge.MODULE.b` [out, rank].
     """
     extra = []
     for tensor in manifest.tensors:
@@ -88,7 +89,7 @@ def with_merges(manifest: AdapterManifest, rank: int) -> AdapterManifest:
         if factor is not None:
             shape = list(tensor.shape)
             shape[_RANK_AXIS[factor]] = rank
-            name = f"{module_of(tensor)}.~merge_{factor.lower()}"
+            name = f"{_MERGE}{module_of(tensor)}.{factor.lower()}"
             extra.append(TensorSpec(name=name, shape=tuple(shape)))
     return AdapterManifest(tensors=(*manifest.tensors, *extra))
 

@@ -1,4 +1,4 @@
-"""Error feedback: what an encoding loses is kept at the site and goes with the next update."""
+"""What a site remembers from round to round: what encodings lost, and SCAFFOLD's variate."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hospital_node.trainer.adapter import initial
-from hospital_node.trainer.residuals import Residuals
+from hospital_node.trainer.memory import Memory
 from protocol.codec import encode_payload
 from protocol.manifest import AdapterManifest, TensorSpec
 
@@ -37,10 +37,10 @@ def test_nothing_is_lost_over_the_rounds(lab: Lab) -> None:
         _, _, sent = encode_payload("topk-0.1", wanted, manifest, "delta")
         answer.update.after(sent)
         changes, sent_all = changes + change, sent_all + sent
-        lost = Residuals(lab.settings.state / "feedback").before("trial-1", number + 1, manifest)
-        np.testing.assert_allclose(sent_all + lost.residual, changes, atol=1e-5)
+        lost = Memory(lab.settings.state / "feedback").before("trial-1", number + 1, manifest)
+        np.testing.assert_allclose(sent_all + lost, changes, atol=1e-5)
         vector = vector + sent
-    assert np.abs(lost.residual).max() > 0
+    assert np.abs(lost).max() > 0
 
 
 def test_a_round_asked_again_begins_where_it_began(lab: Lab) -> None:
@@ -68,28 +68,28 @@ def test_without_it_nothing_is_kept(lab: Lab) -> None:
 
 def test_missed_rounds_begin_anew(tmp_path: Path) -> None:
     """The memory of round 3 serves round 4 and round 4 asked again, and no later one."""
-    kept = Residuals(tmp_path / "feedback")
+    kept = Memory(tmp_path / "feedback")
     kept.keep("trial-1", 3, MANIFEST, LOST)
     for _ in range(2):
-        assert kept.before("trial-1", 4, MANIFEST).residual.tolist() == LOST.tolist()
-    assert not kept.before("trial-1", 5, MANIFEST).residual.any()
-    assert not kept.before("trial-2", 4, MANIFEST).residual.any()
+        assert kept.before("trial-1", 4, MANIFEST).tolist() == LOST.tolist()
+    assert not kept.before("trial-1", 5, MANIFEST).any()
+    assert not kept.before("trial-2", 4, MANIFEST).any()
 
 
 def test_another_layout_or_a_damaged_file_begins_anew(tmp_path: Path) -> None:
     """Numbers for other tensors, or half a file, are never added to an update."""
-    kept = Residuals(tmp_path)
+    kept = Memory(tmp_path)
     kept.keep("trial-1", 1, MANIFEST, LOST)
     other = AdapterManifest(tensors=(TensorSpec(name="b.lora_A.weight", shape=(2, 2)),))
-    assert not kept.before("trial-1", 2, other).residual.any()
+    assert not kept.before("trial-1", 2, other).any()
     file = tmp_path / "trial-1-1.npz"
     file.write_bytes(file.read_bytes()[:50])
-    assert not kept.before("trial-1", 2, MANIFEST).residual.any()
+    assert not kept.before("trial-1", 2, MANIFEST).any()
 
 
 def test_only_the_owner_reads_them_and_they_do_not_pile_up(tmp_path: Path) -> None:
     """Mode 0600, two rounds of a study, the last four studies."""
-    kept = Residuals(tmp_path / "feedback")
+    kept = Memory(tmp_path / "feedback")
     for name in ("a-1", "b-1", "c-1", "d-1", "e-1"):
         for number in (1, 2, 3):
             kept.keep(name, number, MANIFEST, LOST)
@@ -103,9 +103,9 @@ def test_only_the_owner_reads_them_and_they_do_not_pile_up(tmp_path: Path) -> No
 def test_a_full_disk_costs_the_memory_and_not_the_reply(tmp_path: Path) -> None:
     """What cannot be written is only a warning."""
     (tmp_path / "feedback").write_text("not a folder")
-    kept = Residuals(tmp_path / "feedback")
+    kept = Memory(tmp_path / "feedback")
     kept.keep("trial-1", 1, MANIFEST, LOST)
-    assert not kept.before("trial-1", 2, MANIFEST).residual.any()
+    assert not kept.before("trial-1", 2, MANIFEST).any()
 
 
 @pytest.mark.parametrize("lora", ["flexlora", "rolora"])
