@@ -1,6 +1,7 @@
 """The finished adapter in PEFT's own layout: `PeftModel.from_pretrained(base, folder)` reads it."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,24 @@ from protocol.manifest import AdapterManifest
 from protocol.study import StudySettings
 
 from . import safetensors
+from .aggregation import Merge
 from .checkpoint import Vector
+from .merges import MergeHistory
 
 FOLDER = "adapter"
 
 
 def write_adapter(
-    folder: Path, settings: StudySettings, manifest: AdapterManifest, adapter: Vector
+    folder: Path,
+    settings: StudySettings,
+    manifest: AdapterManifest,
+    adapter: Vector,
+    history: MergeHistory | None = None,
 ) -> Path:
     """Write adapter_config.json and adapter_model.safetensors to `folder`/adapter.
+
+    What rounds have added to the base (`history`) is in it too, as further LoRA directions: the
+    adapter works on the base as everybody has it.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -30,7 +40,11 @@ def write_adapter(
     tensors = {spec.name: adapter[place].reshape(spec.shape) for spec, place in manifest.slices()}
     if "prompt_encoder.embedding.weight" in tensors:
         tensors = {"prompt_embeddings": encoded(tensors)}
-    config = json.dumps(adapter_config(settings, manifest), indent=2) + "\n"
+    about = adapter_config(settings, manifest)
+    if history is not None and history.rounds:
+        ranks = _join(tensors, history.stacked())
+        about |= _ranks(settings, ranks)
+    config = json.dumps(about, indent=2) + "\n"
     write_atomic(target / "adapter_model.safetensors", safetensors.dump(tensors, {"format": "pt"}))
     write_atomic(target / "adapter_config.json", config.encode())
     return target
@@ -66,6 +80,40 @@ def adapter_config(settings: StudySettings, manifest: AdapterManifest) -> dict[s
         "bias": "none",
         "use_rslora": adapter.kind == "rslora",
         "use_dora": adapter.kind == "dora",
+    }
+
+
+def _join(tensors: dict[str, Vector], merged: Mapping[str, Merge]) -> dict[str, int]:
+    """Put every change of the base beside its pair: B A + b a = [B b] [A; a]; returns the ranks.
+
+    A product of more directions than its matrix has is written with those that it has, exactly.
+    """
+    ranks = {}
+    for module, change in merged.items():
+        names = (f"{module}.lora_B.weight", f"{module}.lora_A.weight")
+        b = np.hstack([tensors[names[0]], change.b])
+        a = np.vstack([tensors[names[1]], change.a])
+        full = min(b.shape[0], a.shape[1])
+        if b.shape[1] > full:
+            u, sigma, vt = np.linalg.svd(b.astype(np.float64) @ a, full_matrices=False)
+            b, a = (u * sigma).astype(np.float32), vt.astype(np.float32)
+        tensors[names[0]], tensors[names[1]] = np.ascontiguousarray(b), np.ascontiguousarray(a)
+        ranks[module] = b.shape[1]
+    return ranks
+
+
+def _ranks(settings: StudySettings, ranks: Mapping[str, int]) -> dict[str, Any]:
+    """PEFT's words for another rank in each module, at the study's scale."""
+    adapter = settings.adapter
+    root = adapter.kind == "rslora"
+    scale = adapter.alpha / (math.sqrt(adapter.rank) if root else adapter.rank)
+    by_module = {module.removeprefix("base_model.model."): rank for module, rank in ranks.items()}
+    return {
+        "rank_pattern": by_module,
+        "alpha_pattern": {
+            module: scale * (math.sqrt(rank) if root else rank)
+            for module, rank in by_module.items()
+        },
     }
 
 

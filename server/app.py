@@ -157,7 +157,7 @@ def _verdict(folder: StudyFolder, state: StudyState, words: str) -> Verdict:
     last: Checkpoint | None = load_latest(folder.path)
     if last is not None:
         with contextlib.suppress(OSError):
-            write_adapter(folder.path, folder.settings, last.manifest, last.adapter)
+            write_adapter(folder.path, folder.settings, last.manifest, last.adapter, last.merges)
     return Verdict(state=state, rounds=last.round if last else 0, verdict=words[:500])
 
 

@@ -162,7 +162,7 @@ class Study:
     def _write_adapter(self, now: Checkpoint) -> None:
         folder = self.context.folder
         try:
-            write_adapter(folder.path, self.context.settings, now.manifest, now.adapter)
+            write_adapter(folder.path, self.context.settings, now.manifest, now.adapter, now.merges)
         except OSError as error:
             raise FedwardError(
                 f"{folder.path}: the adapter cannot be written: {error.strerror or error}; free "

@@ -273,6 +273,11 @@ class Shelf:
         self.loads = 0
         self._kept: dict[tuple[object, ...], Resident] = {}
 
+    @property
+    def residents(self) -> tuple[Resident, ...]:
+        """The bases in memory, the one used last at the end."""
+        return tuple(self._kept.values())
+
     def get(self, wanted: ModelSettings, *, base: Sequence[str] = ()) -> Resident:
         """The base that a study asks for, loaded if it is not resident yet.
 

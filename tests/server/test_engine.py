@@ -4,6 +4,7 @@ Only Flower is left out: letters go from hand to hand.
 """
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +13,10 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import peft
 import pytest
+import torch
+import transformers
 from conftest import SITES, FakeGrid, Hospital, StudyRunner
 
 from certs.local import FederationPaths
@@ -25,10 +29,11 @@ from hospital_node.trainer.health import HealthReader
 from hospital_node.trainer.inbox import Inbox
 from hospital_node.trainer.tasks import Tasks
 from protocol.envelope import Envelope, load_signing_key, seal
-from protocol.events import SitePrepared, SiteResult, StudyEvaluated
-from protocol.messages import Reply, Request
+from protocol.events import RoundFinished, SitePrepared, SiteResult, StudyEvaluated
+from protocol.messages import Reply, Request, Task
 from protocol.site import load_site
 from protocol.states import Reason, SiteOutcome, StudyState
+from server.checkpoint import Checkpoint, load_latest
 from server.folder import StudyFolder
 from tests.hospital_node.lab import SiteFolder, build_model, rows, write_jsonl
 
@@ -48,6 +53,8 @@ class RealTrainer:
     """A hospital's inbox, tasks and door, called directly."""
 
     site: SiteFolder
+    hospital: Hospital
+    killed: bool = False
     requests: list[Request] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -133,7 +140,7 @@ def trainers(
             write_jsonl(folder.home / "other.jsonl", rows(52)[40:])
             data = 'train = ["mine.jsonl"]\nheldout = ["other.jsonl"]'
             folder.write(data=data, extra=extra.get(name.replace("-", "_"), ""))
-            trainer = RealTrainer(folder)
+            trainer = RealTrainer(folder, hospitals[name])
             made[name] = trainer
             hospitals[name].behave = trainer
         return made
@@ -191,7 +198,130 @@ def test_a_method_learns_in_a_whole_study(
     assert_learnt(study(**QUICK | METHODS[name]))
 
 
-def sizes(folder: StudyFolder, number: int) -> tuple[int, int]:
-    """Bytes up and down of one round."""
-    results = [r for r in of(folder, SiteResult) if r.round == number]
-    return sum(r.bytes_up for r in results), sum(r.bytes_down for r in results)
+def per_round(folder: StudyFolder, number: int) -> list[SiteResult]:
+    """One round's results, in order of site."""
+    results = [result for result in of(folder, SiteResult) if result.round == number]
+    return sorted(results, key=lambda result: str(result.site))
+
+
+def test_a_frozen_factor_does_not_travel_up(
+    trainers: Callable[..., Trainers], study: StudyRunner
+) -> None:
+    """FFA-LoRA sends B alone: the update is as many bytes as B has values times four."""
+    trainers()
+    folder = study(**QUICK | METHODS["ffa"] | {"codec": {}})
+    manifest = checkpoint(folder).manifest
+    b = sum(t.numel for t in manifest.tensors if "lora_B" in t.name)
+    for result in per_round(folder, 2):
+        assert 4 * b < result.bytes_up < 4 * b + 4096
+
+
+def test_changes_go_down_and_the_whole_where_they_cannot(
+    trainers: Callable[..., Trainers], study: StudyRunner
+) -> None:
+    """From round 2 on only the change goes down. A trainer that has lost what the change is to be
+    added to says so, and has the whole in the same round."""
+    made = trainers()
+    lost = made["hospital-b"]
+
+    def forgetful(request: Request, envelope: Envelope) -> Envelope:
+        if request.round == 3 and not lost.settings.state.joinpath("lost-once").exists():
+            shutil.rmtree(lost.settings.state / "held")
+            lost.settings.state.joinpath("lost-once").touch()
+            with patch("time.monotonic", MONOTONIC):
+                lost.start()
+        return RealTrainer.__call__(lost, request, envelope)
+
+    lost.hospital.behave = forgetful
+    folder = study(**QUICK | METHODS["changes down"])
+    assert_learnt(folder)
+    whole, change = per_round(folder, 1)[0].bytes_down, per_round(folder, 2)[0].bytes_down
+    assert change < whole / 2  # of a tiny adapter; 2.5 kB of each are the header
+    rounds = [(request.round, request.change_of is not None) for request in lost.requests]
+    assert [entry for entry in rounds if entry[0] == 3] == [(3, True), (3, False)]
+    third = per_round(folder, 3)
+    assert third[1].bytes_down > whole > third[0].bytes_down  # both sendings are counted
+    assert (4, True) in rounds
+
+
+def test_a_hospital_that_missed_a_round_has_the_whole(
+    trainers: Callable[..., Trainers], study: StudyRunner
+) -> None:
+    """Who did not answer in round 2 is not sent the change from it in round 3."""
+    made = trainers()
+    late = made["hospital-c"]
+    late.hospital.behave = lambda request, envelope: (
+        None if request.round == 2 else late(request, envelope)
+    )
+    folder = study(**QUICK | METHODS["changes down"])
+    assert folder.verdict is not None
+    assert folder.verdict.state is StudyState.FINISHED
+    asked = {request.round: request.change_of is not None for request in late.requests}
+    assert asked[3] is False
+    assert asked[4] is True
+
+
+@pytest.mark.parametrize("lora", ["factors", "flexlora", "fedex"])
+def test_hospitals_of_different_rank_train_one_adapter(
+    lora: str, trainers: Callable[..., Trainers], study: StudyRunner
+) -> None:
+    """A hospital whose limit is rank 2 takes part in a study of rank 4, for half of the bytes."""
+    made = trainers(hospital_c="[limits]\nmax_rank = 2")
+    folder = study(**QUICK | {"aggregation": {"lora": lora}})
+    assert_learnt(folder)
+    small, large = per_round(folder, 3)[2], per_round(folder, 3)[0]
+    assert small.bytes_up < 0.6 * large.bytes_up
+    assert {request.rank for request in made["hospital-c"].requests if request.round} == {2}
+    if lora == "flexlora":
+        energies = [e.captured_energy for e in of(folder, RoundFinished)]
+        assert all(energy is not None and 0 < energy <= 1 for energy in energies)
+
+
+def test_a_smaller_hospital_is_refused_where_ranks_cannot_differ(
+    trainers: Callable[..., Trainers], study: StudyRunner
+) -> None:
+    """The median compares values one by one; a hospital that lacks half of them is left out."""
+    trainers(hospital_c="[limits]\nmax_rank = 2")
+    folder = study(**QUICK | {"aggregation": {"strategy": "median"}})
+    reasons = {event.site: event.reason for event in of(folder, SitePrepared)}
+    assert reasons["hospital-c"] is Reason.SITE_FORBIDS
+    assert_learnt(folder, sites=2)
+
+
+@pytest.mark.parametrize("lora", ["fedex", "flora"])
+def test_the_written_adapter_holds_what_was_added_to_the_base(
+    lora: str, trainers: Callable[..., Trainers], study: StudyRunner, base: Path
+) -> None:
+    """Stock PEFT on the untouched base computes what the hospitals' changed bases do; a hospital
+    whose trainer was restarted has caught up with all that it missed."""
+    made = trainers()
+    restarted = made["hospital-b"]
+
+    def killed(request: Request, envelope: Envelope) -> Envelope:
+        if request.round == 4 and request.task is Task.TRAIN and not restarted.killed:
+            restarted.killed = True
+            with patch("time.monotonic", MONOTONIC):
+                restarted.start()
+        return RealTrainer.__call__(restarted, request, envelope)
+
+    restarted.hospital.behave = killed
+    folder = study(**QUICK | {"aggregation": {"lora": lora}})
+    assert_learnt(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    written = peft.PeftModel.from_pretrained(model, str(folder.path / "adapter")).eval()
+    tokens = torch.arange(3, 23)[None]
+    with torch.no_grad():
+        expected = written(tokens).logits
+        for name in ("hospital-a", "hospital-b"):
+            (resident,) = made[name].tasks.shelf.residents
+            assert resident.changed
+            torch.testing.assert_close(
+                resident.model(tokens).logits, expected, rtol=1e-3, atol=1e-3
+            )
+
+
+def checkpoint(folder: StudyFolder) -> Checkpoint:
+    """The study's last."""
+    found = load_latest(folder.path)
+    assert found is not None
+    return found
