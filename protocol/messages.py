@@ -90,7 +90,10 @@ class Evaluation(Frozen):
     """Numbers over a site's held-out rows, for one adapter."""
 
     examples: Count
-    loss: FiniteFloat  # mean negative log-likelihood of a response token, nats
+    # Mean negative log-likelihood of a response token; dpo: of a pair's preference. Nats.
+    loss: FiniteFloat
+    # Dpo: pairs, and those whose chosen answer gained more on the base than the rejected one; half
+    # of the undecided count.
     choice_examples: Count = 0
     choice_correct: Count = 0
     answer_examples: Count = 0

@@ -68,6 +68,10 @@ class ColumnSettings(Section):
     output: str = Field(default="output", description="the answer to be learnt")
     choices: str = Field(default="choices", description="option texts, for multiple choice")
     answer: str = Field(default="answer", description="index of the right option, from 0")
+    chosen: str = Field(
+        default="chosen", description="the preferred answer, for dpo; for sft it is the output"
+    )
+    rejected: str = Field(default="rejected", description="the answer that chosen is preferred to")
 
 
 class DataSettings(Section):

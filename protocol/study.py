@@ -133,6 +133,14 @@ class PromptSettings(Section):
 class TrainingSettings(Section):
     """One site's local work in one round."""
 
+    objective: Literal["sft", "dpo"] = Field(
+        default="sft",
+        description="sft learns each row's answer; dpo learns to prefer a row's chosen answer to "
+        "its rejected one (arXiv 2305.18290), measured against the base without the adapter",
+    )
+    dpo_beta: float = Field(
+        default=0.1, gt=0, le=100, description="dpo: how strongly it is held to the base"
+    )
     steps: int = Field(default=10, ge=1, le=1_000_000, description="optimizer steps a round")
     batch_size: int = Field(default=16, ge=1, le=65_536, description="examples a step")
     learning_rate: float = Field(default=2e-4, gt=0, le=10, description="AdamW's peak rate")
@@ -414,6 +422,17 @@ class StudySettings(Section):
             raise ValueError(
                 f"rounds.minimum_sites = {self.rounds.minimum_sites} can never be met: "
                 f"the study names {len(self.sites)} site(s)"
+            )
+        if self.training.objective == "dpo" and self.prompt.template == "text":
+            raise ValueError(
+                "training.objective = 'dpo' compares two answers to one prompt, and "
+                "prompt.template = 'text' has no prompt: use 'alpaca', 'chat' or 'plain'"
+            )
+        if self.training.objective == "dpo" and self.aggregation.lora in {"fedex", "flora"}:
+            raise ValueError(
+                "training.objective = 'dpo' measures against the base as it was, which "
+                f"aggregation.lora = {self.aggregation.lora!r} changes in every round: use "
+                "'factors' or 'flexlora'"
             )
         self._check_aggregation()
         if self.training.last_rate > self.training.learning_rate:

@@ -11,7 +11,7 @@ not looked up but trained; their token ids mean nothing.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -140,7 +140,14 @@ def packed_size(tokens: TokenSet, group: NDArray[np.int64], virtual: int = 0) ->
     return virtual + prompt + sum(tokens.length(int(row)) - prompt - 1 for row in group)
 
 
-def by_length(tokens: TokenSet, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+class Sized(Protocol):
+    """Rows whose lengths are known: token sequences, or pairs of them."""
+
+    def length(self, row: int, /) -> int:
+        """Tokens of a row."""
+
+
+def by_length(tokens: Sized, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """`rows` from the shortest sequence to the longest; equal lengths keep their order."""
     lengths = np.array([tokens.length(int(row)) for row in rows])
     return rows[np.argsort(lengths, kind="stable")]

@@ -24,13 +24,17 @@ _OPTION_MARK: Final = "|"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One example. `choices` is empty, and `answer` -1, where there is nothing to choose from."""
+    """One example. `choices` is empty, and `answer` -1, where there is nothing to choose from.
+
+    `rejected` is an answer that `output` is preferred to; empty for a row that has none.
+    """
 
     instruction: str
     input: str
     output: str
     choices: tuple[str, ...] = ()
     answer: int = -1
+    rejected: str = ""
 
 
 @dataclass(frozen=True)
@@ -178,13 +182,13 @@ def _parquet(path: Path, columns: ColumnSettings) -> Iterator[tuple[str, dict[st
 
 
 def _names(columns: ColumnSettings) -> tuple[str, ...]:
-    return (columns.instruction, columns.input, columns.output, columns.choices, columns.answer)
+    return tuple(dict.fromkeys(columns.model_dump().values()))
 
 
 def _check_header(header: Sequence[str], place: str, columns: ColumnSettings) -> None:
     for key in ("instruction", "output"):
         name = getattr(columns, key)
-        if name not in header:
+        if name not in header and not (key == "output" and columns.chosen in header):
             raise _unreadable(
                 f"{place}: no column {name!r}; set data.columns.{key} to the name this file uses"
             )
@@ -197,6 +201,9 @@ def _row(record: dict[str, Any], place: str, columns: ColumnSettings) -> Row:
     choices = _choices(record.get(columns.choices), place, columns.choices)
     answer = _answer(record.get(columns.answer), place, columns.answer, len(choices))
     output = _text(record.get(columns.output), place, columns.output)
+    chosen = _text(record.get(columns.chosen), place, columns.chosen)
+    rejected = _rejected(record, place, columns, chosen, output) if chosen else ""
+    output = output or chosen
     if not output and choices:
         output = choices[answer]
     instruction = _text(record.get(columns.instruction), place, columns.instruction)
@@ -208,7 +215,30 @@ def _row(record: dict[str, Any], place: str, columns: ColumnSettings) -> Row:
                 f"{place}: column {name!r} is {missing} (data.columns.{key} says which it is)"
             )
     context = _text(record.get(columns.input), place, columns.input)
-    return Row(instruction, context, output, choices, answer)
+    return Row(instruction, context, output, choices, answer, rejected)
+
+
+def _rejected(
+    record: dict[str, Any], place: str, columns: ColumnSettings, chosen: str, output: str
+) -> str:
+    """What a row's chosen answer is preferred to."""
+    rejected = _text(record.get(columns.rejected), place, columns.rejected)
+    if not rejected:
+        raise _unreadable(
+            f"{place}: column {columns.chosen!r} needs {columns.rejected!r} beside it "
+            "(data.columns.chosen and data.columns.rejected say which they are)"
+        )
+    if rejected == chosen:
+        raise _unreadable(
+            f"{place}: columns {columns.chosen!r} and {columns.rejected!r} are the same, which "
+            "prefers nothing"
+        )
+    if output and output != chosen:
+        raise _unreadable(
+            f"{place}: columns {columns.output!r} and {columns.chosen!r} are two different answers "
+            "to learn; leave one empty"
+        )
+    return rejected
 
 
 def _text(value: Any, place: str, column: str) -> str:
@@ -263,6 +293,8 @@ def _unreadable(message: str) -> Refusal:
 
 def _canonical(row: Row) -> bytes:
     fields = [row.instruction, row.input, row.output, list(row.choices), row.answer]
+    if row.rejected:
+        fields.append(row.rejected)
     return json.dumps(fields, separators=(",", ":")).encode()
 
 

@@ -12,8 +12,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 
-def summed_loss(head: Any, states: torch.Tensor, targets: torch.Tensor, rows: int) -> torch.Tensor:
-    """Summed cross-entropy (nats, float32 scalar) of `head(states)` against `targets`.
+def token_losses(head: Any, states: torch.Tensor, targets: torch.Tensor, rows: int) -> torch.Tensor:
+    """Cross-entropy (nats, float32 (n,)) of each of `head(states)` against its target.
 
     Args:
         head: the output embedding, a module from (n, width) to (n, vocabulary).
@@ -23,9 +23,15 @@ def summed_loss(head: Any, states: torch.Tensor, targets: torch.Tensor, rows: in
     """
     trained = any(parameter.requires_grad for parameter in head.parameters())
     if trained or len(states) <= rows:
-        return cross_entropy(head(states).float(), targets, reduction="sum")
-    total: torch.Tensor = _Blocks.apply(states, head, targets, rows)  # type: ignore[no-untyped-call]
-    return total
+        return cross_entropy(head(states).float(), targets, reduction="none")
+    if not torch.is_grad_enabled():
+        places = [slice(start, start + rows) for start in range(0, len(states), rows)]
+        return torch.cat([
+            cross_entropy(head(states[place]).float(), targets[place], reduction="none")
+            for place in places
+        ])  # fmt: skip
+    losses: torch.Tensor = _Blocks.apply(states, head, targets, rows)  # type: ignore[no-untyped-call]
+    return losses
 
 
 class _Blocks(torch.autograd.Function):
@@ -34,18 +40,20 @@ class _Blocks(torch.autograd.Function):
         ctx: Any, states: torch.Tensor, head: Any, targets: torch.Tensor, rows: int
     ) -> torch.Tensor:
         gradient = torch.empty_like(states)
-        total = torch.zeros((), dtype=torch.float32, device=states.device)
+        losses = torch.empty(len(states), dtype=torch.float32, device=states.device)
         for start in range(0, len(states), rows):
             place = slice(start, start + rows)
             with torch.enable_grad():
                 block = states[place].detach().requires_grad_()
-                loss = cross_entropy(head(block).float(), targets[place], reduction="sum")
-            (gradient[place],) = torch.autograd.grad(loss, block)
-            total += loss.detach()
+                loss = cross_entropy(head(block).float(), targets[place], reduction="none")
+                whole = loss.sum()
+            # A state has a part in its own token's loss alone, so the sum's gradient is each one's.
+            (gradient[place],) = torch.autograd.grad(whole, block)
+            losses[place] = loss.detach()
         ctx.save_for_backward(gradient)
-        return total
+        return losses
 
     @staticmethod
     def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * outer[0].to(gradient.dtype), None, None, None
+        return gradient * outer[0].to(gradient.dtype).unsqueeze(1), None, None, None

@@ -26,7 +26,7 @@ from .base_files import base_hash, find_base, parameter_count
 from .batches import Batch, collate, pack
 from .errors import Refusal
 from .inputs import inputs_of
-from .losses import summed_loss
+from .losses import token_losses
 from .tokens import TokenSet
 
 log = logging.getLogger("fedward.trainer")
@@ -155,7 +155,11 @@ class Resident:
         return True
 
     def response_loss(self, batch: Batch) -> torch.Tensor:
-        """Summed cross-entropy of the response tokens (nats), a float32 scalar with a gradient.
+        """Summed cross-entropy of the response tokens (nats), a float32 scalar with a gradient."""
+        return self.response_losses(batch).sum()
+
+    def response_losses(self, batch: Batch) -> torch.Tensor:
+        """Cross-entropy of each response token (nats), float32 (targets,) with a gradient.
 
         Logits of a whole batch (960 tokens of an 8B Llama: 0.5 GB in float32, and twice that for
         their gradient) are made in blocks; see `losses`.
@@ -163,9 +167,9 @@ class Resident:
         with self.autocast():
             if not self.shortcut:
                 logits = self.response_logits(batch).float()
-                return cross_entropy(logits, batch.targets, reduction="sum")
+                return cross_entropy(logits, batch.targets, reduction="none")
             states = _at(self._hidden(batch), batch.predictors)
-            return summed_loss(self._head(), states, batch.targets, self._block_rows())
+            return token_losses(self._head(), states, batch.targets, self._block_rows())
 
     def response_logits(self, batch: Batch) -> torch.Tensor:
         """Logits that predict each response token of `batch`: (targets, vocabulary)."""

@@ -40,6 +40,8 @@ from .errors import Cancelled, Refusal
 from .evaluation import evaluate
 from .merging import merge
 from .model import Resident, Shelf
+from .preference import Pairs, evaluate_pairs, paired_rows
+from .templates import Template
 from .training import Done, Plan, train
 from .wire import Received, Wire
 
@@ -60,8 +62,8 @@ class _Ready:
 
     resident: Resident
     adapter: Adapter
-    train: tokens.TokenSet
-    heldout: tokens.HeldoutSet
+    train: tokens.TokenSet | Pairs
+    heldout: tokens.HeldoutSet | Pairs
     rows: Rows
     rank: int | None  # below the study's
 
@@ -100,6 +102,7 @@ class Tasks:
         self._secret = secret
         self._board = board
         self._tokenized: dict[str, tuple[tokens.TokenSet, tokens.HeldoutSet]] = {}
+        self._paired: dict[str, tuple[Pairs, Pairs]] = {}
 
     def answer(
         self, request: Request, payload: bytes, queue: float, cancel: threading.Event
@@ -236,8 +239,16 @@ class Tasks:
             if settings.adapter.has_rank:
                 self._check_rank(rank or settings.adapter.rank)
             adapter = resident.use(of_smaller_rank(settings.adapter, rank))
-            train_set, heldout = self._tokens(resident, settings)
+            train_set, heldout = self._examples(resident, settings)
         return _Ready(resident, adapter, train_set, heldout, self._rows, rank)
+
+    def _examples(
+        self, resident: Resident, settings: StudySettings
+    ) -> tuple[tokens.TokenSet, tokens.HeldoutSet] | tuple[Pairs, Pairs]:
+        """What the objective trains and is evaluated on."""
+        if settings.training.objective == "dpo":
+            return self._pairs(resident, settings)
+        return self._tokens(resident, settings)
 
     def _rank(self, resident: Resident, settings: StudySettings) -> int | None:
         """The LoRA rank this site can train; None is the study's own."""
@@ -258,18 +269,40 @@ class Tasks:
                 f"adapter.rank = {rank} is above this site's limits.max_rank = {limit}",
             )
 
+    def _text_key(
+        self, resident: Resident, settings: StudySettings
+    ) -> tuple[str, str, str, Template, int]:
+        """All that decides the tokens of this site's rows; the last is the longest sequence."""
+        length = min(settings.training.max_length, self.site.limits.max_length, resident.room)
+        return (
+            self._secret.hex(),
+            self._rows.digest,
+            tokens.tokenizer_digest(resident.tokenizer),
+            settings.prompt.template,
+            length,
+        )
+
+    def _pairs(self, resident: Resident, settings: StudySettings) -> tuple[Pairs, Pairs]:
+        key = self._text_key(resident, settings)
+        model = (resident.sha256, settings.model.quantization.value, str(resident.dtype),
+                 settings.model.double_quantization, resident.device.type)  # fmt: skip
+        name = tokens.cache_name("pairs", *key, *model)
+        if name not in self._paired:
+            self._paired[name] = paired_rows(
+                resident.tokenizer,
+                settings.prompt.template,
+                self._rows,
+                key[-1],
+                self.site.model.cache / name,
+            )
+        return self._paired[name]
+
     def _tokens(
         self, resident: Resident, settings: StudySettings
     ) -> tuple[tokens.TokenSet, tokens.HeldoutSet]:
         template = settings.prompt.template
-        length = min(settings.training.max_length, self.site.limits.max_length, resident.room)
-        name = tokens.cache_name(
-            self._secret.hex(),
-            self._rows.digest,
-            tokens.tokenizer_digest(resident.tokenizer),
-            template,
-            length,
-        )
+        key = self._text_key(resident, settings)
+        name, length = tokens.cache_name(*key), key[-1]
         if name not in self._tokenized:
             path = self.site.model.cache / name
             sets = tokens.load(path)
@@ -309,6 +342,9 @@ class Tasks:
             check()
 
         with clock("evaluate"):
+            if isinstance(ready.heldout, Pairs):
+                beta = settings.training.dpo_beta
+                return evaluate_pairs(ready.resident, ready.heldout, rows, beta, on_batch)
             return evaluate(ready.resident, ready.heldout, rows, on_batch)
 
     def _plan(self, settings: StudySettings, round_number: int, rate: float) -> Plan:
@@ -322,6 +358,7 @@ class Tasks:
             factors=frozenset(settings.aggregation.trained_factors(round_number)),
             eight_bit=training.optimizer == "adamw-8bit",
             seconds=training.max_seconds or math.inf,
+            beta=training.dpo_beta,
         )
 
     def _batch_size(self, settings: StudySettings) -> int:

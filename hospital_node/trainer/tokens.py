@@ -50,6 +50,16 @@ class TokenSet:
         """Tokens in the sequence."""
         return int(self.starts[index + 1] - self.starts[index])
 
+    def take(self, rows: NDArray[np.int64]) -> "TokenSet":
+        """The sequences `rows` alone, in this order."""
+        lengths = [self.length(int(row)) for row in rows]
+        return TokenSet(
+            np.concatenate([self[int(row)][0] for row in rows]),
+            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            self.prompts[rows],
+            0,
+        )
+
 
 @dataclass(frozen=True)
 class HeldoutSet:
@@ -102,6 +112,21 @@ def tokenize_heldout(
         weight=np.array([max(1, len(text.encode())) for _, text in pairs], dtype=np.int32),
         answer=np.array([row.answer for row in rows], dtype=np.int32),
     )
+
+
+def tokenize_pairs(
+    tokenizer: Any, template: Template, rows: Sequence[Row], max_length: int
+) -> TokenSet:
+    """The rows' chosen and rejected responses in turn, both after the very same prompt."""
+    pairs = [(row, text) for row in rows for text in (row.output, row.rejected)]
+    written = _write(tokenizer, template, pairs)
+    fitted = []
+    for chosen, rejected in zip(written[::2], written[1::2], strict=True):
+        longer = max(chosen[1], rejected[1], key=len)
+        prompt, _ = fit(chosen[0], longer, max_length)
+        fitted += [(prompt, response[: max_length - len(prompt)]) for _, response in
+                   (chosen, rejected)]  # fmt: skip
+    return _lay(fitted, written)
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
@@ -163,27 +188,41 @@ def load(path: Path) -> tuple[TokenSet, HeldoutSet] | None:
 def _tokenize(
     tokenizer: Any, template: Template, pairs: Sequence[tuple[Row, str]], max_length: int
 ) -> TokenSet:
+    written = _write(tokenizer, template, pairs)
+    return _lay([fit(*sequence, max_length) for sequence in written], written)
+
+
+def _write(
+    tokenizer: Any, template: Template, pairs: Sequence[tuple[Row, str]]
+) -> list[tuple[list[int], list[int]]]:
+    """Prompt and response of each, whole."""
     check_template(tokenizer, template)
     end = int(tokenizer.eos_token_id)
     written = [texts(tokenizer, template, row, response) for row, response in pairs]
     # A chat template writes its own special tokens.
     prompts = _encode(tokenizer, [prompt for prompt, _ in written], special=template != "chat")
     responses = _encode(tokenizer, [response for _, response in written], special=False)
-    ids: list[NDArray[np.int32]] = []
-    lengths, prompt_lengths, truncated = [], [], 0
-    for prompt, response in zip(prompts, responses, strict=True):
-        before, after = _ended(prompt, response, end, tokenizer.bos_token_id)
-        total = len(before) + len(after)
-        before, after = fit(before, after, max_length)
-        truncated += total > max_length
-        ids.append(np.array(before + after, dtype=np.int32))
-        lengths.append(len(before) + len(after))
-        prompt_lengths.append(len(before))
+    return [
+        _ended(prompt, response, end, tokenizer.bos_token_id)
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
+
+
+def _lay(
+    fitted: Sequence[tuple[list[int], list[int]]], whole: Sequence[tuple[list[int], list[int]]]
+) -> TokenSet:
+    """The sequences end to end."""
+    ids = [np.array(prompt + response, dtype=np.int32) for prompt, response in fitted]
+    lengths = [len(sequence) for sequence in ids]
+    truncated = sum(
+        length < len(prompt) + len(response)
+        for length, (prompt, response) in zip(lengths, whole, strict=True)
+    )
     return TokenSet(
         np.concatenate(ids) if ids else np.empty(0, dtype=np.int32),
         np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        np.array(prompt_lengths, dtype=np.int32),
-        int(truncated),
+        np.array([len(prompt) for prompt, _ in fitted], dtype=np.int32),
+        truncated,
     )
 
 

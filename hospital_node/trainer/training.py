@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from protocol.states import Reason
 
 from .adapter import Adapter, Vector
-from .batches import Batch, by_length
+from .batches import Batch, Sized, by_length
 from .errors import Refusal
 from .model import Resident
+from .preference import Pairs, ask_base, pair_loss
 from .tokens import TokenSet
 
 log = logging.getLogger("fedward.trainer")
@@ -45,11 +46,12 @@ class Plan:
     seconds: float = math.inf  # after which no further step begins; there is always one
     correction: Vector | None = None  # SCAFFOLD's c - c_k (float32 [n]), added to every gradient
     proximal_mu: float = 0.0  # FedProx (arXiv 1812.06127): mu/2 |w - w_received|^2 is added
+    beta: float = 0.1  # of DPO, where the examples are pairs
 
 
 @dataclass
 class Done:
-    """What was done: one loss (nats per response token) a step."""
+    """What was done: one loss (nats per response token, or per pair) a step."""
 
     losses: list[float] = field(default_factory=list)
     tokens: int = 0
@@ -60,12 +62,14 @@ class Done:
 def train(
     resident: Resident,
     adapter: Adapter,
-    tokens: TokenSet,
+    examples: TokenSet | Pairs,
     rows: NDArray[np.int64],
     plan: Plan,
     on_step: Callable[[float, int], None],
 ) -> Done:
     """Train the adapter that is in `resident` now, on `rows` in order, `plan.batch_size` a step.
+
+    Pairs are trained on by DPO (`preference`), sequences by their responses' cross-entropy.
 
     `on_step(loss, tokens)` is called after each step; what it raises ends the training there.
 
@@ -73,6 +77,8 @@ def train(
         Refusal: the loss is not finite.
         torch.OutOfMemoryError: one example alone does not fit.
     """
+    if isinstance(examples, Pairs):
+        ask_base(resident, examples, rows, lambda: None)
     parameters = adapter.train_only(plan.factors)
     anchor = [p.detach().clone() for p in parameters] if plan.proximal_mu else []
     control = _Control(adapter, plan.correction) if plan.correction is not None else None
@@ -89,9 +95,9 @@ def train(
             if done.losses and time.monotonic() - began >= plan.seconds:
                 log.info("stopped after %d steps, %g s", len(done.losses), plan.seconds)
                 break
-            chosen = by_length(tokens, rows[start : start + plan.batch_size])
+            chosen = by_length(examples, rows[start : start + plan.batch_size])
             optimizer.zero_grad(set_to_none=True)
-            loss, count = _gradients(resident, tokens, chosen, scaler, optimizer)
+            loss, count = _gradients(resident, examples, chosen, plan, scaler, optimizer)
             if not math.isfinite(loss):
                 raise Refusal(
                     Reason.NOT_FINITE, f"the loss is {loss} at step {len(done.losses) + 1}"
@@ -171,10 +177,28 @@ def response_loss(resident: Resident, batch: Batch) -> torch.Tensor:
     return resident.response_loss(batch)
 
 
+def _summed_loss(
+    resident: Resident, examples: TokenSet | Pairs, rows: NDArray[np.int64], plan: Plan
+) -> tuple[torch.Tensor, int]:
+    """The loss of `rows`, not yet divided by `_weight`, and their real tokens."""
+    if isinstance(examples, Pairs):
+        return pair_loss(resident, examples, rows, plan.beta)
+    batch = resident.collate(examples, rows)
+    return response_loss(resident, batch), batch.tokens
+
+
+def _weight(examples: TokenSet | Pairs, rows: NDArray[np.int64]) -> int:
+    """What a batch's loss is a mean over: its response tokens, or its pairs."""
+    if isinstance(examples, Pairs):
+        return len(rows)
+    return sum(examples.length(int(row)) - int(examples.prompts[row]) for row in rows)
+
+
 def _gradients(
     resident: Resident,
-    tokens: TokenSet,
+    examples: TokenSet | Pairs,
     rows: NDArray[np.int64],
+    plan: Plan,
     scaler: Any,
     optimizer: torch.optim.Optimizer,
 ) -> tuple[float, int]:
@@ -182,36 +206,36 @@ def _gradients(
 
     A batch that does not fit is halved as long as a pass keeps the device busy, then activations
     are computed again instead of kept (a third more work), then it is halved on. What was found is
-    remembered. The gradient is a sum over examples divided by the batch's response tokens, so the
-    result is the same.
+    remembered. The gradient is a sum over examples divided by the batch's weight, so the result is
+    the same.
     """
-    targets = sum(tokens.length(int(row)) - int(tokens.prompts[row]) for row in rows)
+    weight = _weight(examples, rows)
     while True:
         size = resident.micro_batch or len(rows)
         try:
             total, count = 0.0, 0
             for start in range(0, len(rows), size):
-                batch = resident.collate(tokens, rows[start : start + size])
-                loss = response_loss(resident, batch) / targets
+                summed, real = _summed_loss(resident, examples, rows[start : start + size], plan)
+                loss = summed / weight
                 scaler.scale(loss).backward()
                 total += float(loss.detach())
-                count += batch.tokens
+                count += real
             return total, count
         except torch.OutOfMemoryError:
             pass  # mended outside: the traceback would keep the activations alive
         optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-        _take_less(resident, tokens, rows)
+        _take_less(resident, examples, rows)
 
 
-def _take_less(resident: Resident, tokens: TokenSet, rows: NDArray[np.int64]) -> None:
+def _take_less(resident: Resident, examples: Sized, rows: NDArray[np.int64]) -> None:
     """Find a way to make the batch of `rows`, which did not fit, in less memory.
 
     Raises:
         torch.OutOfMemoryError: there is none left.
     """
     size = min(resident.micro_batch or len(rows), len(rows))
-    length = sum(tokens.length(int(row)) for row in rows) / len(rows)
+    length = sum(examples.length(int(row)) for row in rows) / len(rows)
     busy = size > 1 and size / 2 * length >= _BUSY_TOKENS
     if not busy and resident.checkpoint():
         log.warning("a batch of %d does not fit; computing activations twice", size)

@@ -11,7 +11,7 @@ import transformers
 from hospital_node.trainer import attention
 from hospital_node.trainer.attention import Segment, lay_out
 from hospital_node.trainer.batches import collate, pack, packed_batches, packed_size, share_prompts
-from hospital_node.trainer.losses import summed_loss
+from hospital_node.trainer.losses import token_losses
 from hospital_node.trainer.model import Resident
 from hospital_node.trainer.tokens import TokenSet
 from protocol.study import AdapterSettings
@@ -170,7 +170,7 @@ def test_the_loss_in_blocks_is_the_loss() -> None:
     found = []
     for rows in (5, 100):
         states = torch.linspace(-1, 1, 23 * 8).view(23, 8).requires_grad_()
-        loss = summed_loss(head, states, targets, rows)
+        loss = token_losses(head, states, targets, rows).sum()
         (3.0 * loss).backward()  # type: ignore[no-untyped-call]
         found.append((loss.detach(), states.grad))
     torch.testing.assert_close(found[0], found[1])
