@@ -65,6 +65,8 @@ def checks_table(checks: Sequence[tuple[str, Check]]) -> RenderableType:
 def report_tables(report: Mapping[str, Any]) -> RenderableType:
     """The end of a study: accuracies, bytes, seconds, and what went wrong on the way."""
     parts: list[RenderableType] = [_accuracy(report), _traffic(report), _seconds(report)]
+    if report.get("forecast"):
+        parts.append(_forecast(report["forecast"]))
     if report["faults"]:
         parts.append(_faults(report))
     return Group(*parts)
@@ -109,6 +111,21 @@ def _seconds(report: Mapping[str, Any]) -> Table:
     for key, value in report["seconds_per_round"].items():
         table.add_row(names.get(key, key), f"{value:.2f}")
     return table
+
+
+def _forecast(told: Mapping[str, Any]) -> Table:
+    table = Table(title="Forecast and fact", title_justify="left")
+    for column in ("", "told before round 1", "came"):
+        table.add_column(column, justify="right" if column else "left")
+    pair = told["seconds_round"]
+    table.add_row("seconds a round", *(_number(pair[key]) for key in ("told", "came")))
+    for key, name in (("bytes_up", "bytes up"), ("bytes_down", "bytes down")):
+        table.add_row(name, size(told[key]["told"]), size(told[key]["came"]))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.2f}"
 
 
 def _faults(report: Mapping[str, Any]) -> Table:

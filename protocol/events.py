@@ -51,7 +51,35 @@ class SitePrepared(_Event):
     codec_up: str = ""  # of the first adapter, where this reply carried it
     evaluation: Evaluation | None = None  # of the base model
     timing: Timing = Timing()
+    seconds: Seconds = 0.0  # request made to reply read, at the aggregator
     health: Health | None = None
+
+
+class SiteForecast(Frozen):
+    """What one round will cost one site; None is what nothing is known about yet."""
+
+    site: Name
+    bytes_up: Count
+    bytes_down: Count
+    seconds: Seconds | None = None  # work and transfer
+    link_bytes_per_second: Seconds | None = None
+    memory_bytes: Count = 0  # beside the base model and the activations, which a batch decides
+    memory_free_bytes: Count | None = None
+
+
+class StudyForecast(_Event):
+    """What the study will cost, told before its first round; payload bytes over all rounds."""
+
+    kind: Literal["study_forecast"] = "study_forecast"
+    sites: tuple[SiteForecast, ...]
+    bytes_up: Count
+    bytes_down: Count
+    seconds_round: Seconds | None = None
+    memory_bytes: Count = 0  # of the aggregator's process
+    memory_free_bytes: Count = 0
+    disk_bytes: Count = 0  # of the aggregator's state
+    disk_free_bytes: Count = 0
+    warnings: tuple[Annotated[str, Field(max_length=300)], ...] = ()
 
 
 class RoundStarted(_Event):
@@ -150,6 +178,7 @@ Event = Annotated[
     StudyQueued
     | StudyStarted
     | SitePrepared
+    | StudyForecast
     | RoundStarted
     | SiteResult
     | RoundFinished

@@ -41,6 +41,7 @@ class Preparation:
     refused: set[str] = field(default_factory=set)
     base: dict[str, Evaluation] = field(default_factory=dict)
     _asked: dict[str, Request] = field(default_factory=dict)
+    _seconds: dict[str, float] = field(default_factory=dict)
     _down: Counter[str] = field(default_factory=Counter)  # bytes sent and not yet journalled
 
     @classmethod
@@ -115,6 +116,7 @@ class Preparation:
         site, request = answer.letter.site, self._asked[answer.letter.request_id]
         size = 0
         self._down[site] += answer.letter.size * (1 + answer.resent)
+        self._seconds[site] = answer.seconds
         reason = answer.reason
         outcome = outcome_of(reason) if reason else SiteOutcome.REFUSED
         if answer.records is not None:
@@ -178,6 +180,7 @@ class Preparation:
             bytes_down=self._down.pop(site, 0),
             evaluation=self.base.get(site),
             timing=reply.timing,
+            seconds=self._seconds.pop(site, 0.0),
             health=reply.health,
         )
         if reason is not None:

@@ -20,6 +20,7 @@ from protocol.events import (
     SiteResult,
     StudyEnded,
     StudyEvaluated,
+    StudyForecast,
     StudyInterrupted,
     StudyQueued,
     StudyStarted,
@@ -59,6 +60,7 @@ def report(events: Sequence[Event]) -> dict[str, Any]:
             "flower_in": ended.flower_bytes_in if ended else 0,
             "flower_out": ended.flower_bytes_out if ended else 0,
         },
+        "forecast": _forecast(events, rounds),
         "faults": _faults(events),
     }
 
@@ -123,6 +125,7 @@ def _rounds(events: Sequence[Event]) -> list[dict[str, Any]]:
                 "eval_loss": event.evaluation.loss if event.evaluation else None,
                 "eval_accuracy": _accuracy_of(event.evaluation),
                 "update_norm": event.update_norm,
+                "captured_energy": event.captured_energy,
                 "sites": {
                     site: {
                         "outcome": e.outcome.value,
@@ -139,6 +142,43 @@ def _rounds(events: Sequence[Event]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _forecast(events: Sequence[Event], rounds: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """What was foretold and what came, side by side, for the rounds that were."""
+    told = next((event for event in events if isinstance(event, StudyForecast)), None)
+    if told is None:
+        return None
+    results = [event for event in events if isinstance(event, SiteResult)]
+    share = len(rounds)
+    sites = {}
+    for site in told.sites:
+        mine = [e for e in results if e.site == site.site and e.outcome is SiteOutcome.OK]
+        sites[site.site] = {
+            "seconds": {"told": site.seconds, "came": _mean([e.seconds for e in mine])},
+            "bytes_up": {"told": site.bytes_up, "came": _mean([e.bytes_up for e in mine])},
+            "bytes_down": {"told": site.bytes_down, "came": _mean([e.bytes_down for e in mine])},
+        }
+    return {
+        "warnings": list(told.warnings),
+        "seconds_round": {
+            "told": told.seconds_round,
+            "came": _mean([row["seconds"] for row in rounds]),
+        },
+        "bytes_up": {
+            "told": sum(site.bytes_up for site in told.sites) * share,
+            "came": sum(event.bytes_up for event in results),
+        },
+        "bytes_down": {
+            "told": sum(site.bytes_down for site in told.sites) * share,
+            "came": sum(event.bytes_down for event in results),
+        },
+        "sites": sites,
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
 
 
 def _seconds(rounds: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -7,7 +7,13 @@ import logging
 from collections.abc import Callable, Iterator
 
 from protocol.errors import FedwardError
-from protocol.events import LoneEvaluated, RoundFinished, StudyEvaluated
+from protocol.events import (
+    LoneEvaluated,
+    RoundFinished,
+    SitePrepared,
+    StudyEvaluated,
+    StudyForecast,
+)
 from protocol.messages import Request
 from protocol.states import Reason, StudyState
 
@@ -17,6 +23,7 @@ from .context import StudyContext, StudyFailedError
 from .downlink import Downlink, first_downlink, open_downlink
 from .exchange import Answer, Letter
 from .folder import Verdict
+from .forecast import FORECAST_FIELDS, forecast, known_paces
 from .prepare import Preparation
 from .replies import Received, RefusedError, open_reply
 from .requests import Order
@@ -43,6 +50,7 @@ class Study:
             StudyStoppedError: a person stopped it.
         """
         self.preparation.run()
+        self._forecast()
         now = self._checkpoint or self._begin()
         events = self.context.folder.events
         standing = Standing.resume(self.context.settings, self._checkpoint, events)
@@ -55,6 +63,29 @@ class Study:
             self._lone(now)
         self._write_adapter(now)
         return Verdict(state=StudyState.FINISHED, rounds=now.round, verdict=self._words(now.round))
+
+    def _forecast(self) -> None:
+        """Tell what the study will cost, once; one that cannot fit does not begin."""
+        context, preparation = self.context, self.preparation
+        events = context.folder.events
+        if any(isinstance(event, StudyForecast) for event in events):
+            return
+        assert preparation.manifest is not None
+        prepared = {
+            event.site: event
+            for event in events
+            if isinstance(event, SitePrepared) and event.site in preparation.prepared
+        }
+        ranks = {site: preparation.prepared[site].rank for site in prepared}
+        folder = context.folder.path
+        paces = known_paces(context.settings, prepared, folder.parent)
+        made = forecast(context.settings, preparation.manifest, prepared, ranks, paces, folder)
+        fields = {name: getattr(made, name) for name in FORECAST_FIELDS}
+        context.journal.append(StudyForecast, **fields)
+        for warning in made.warnings:
+            log.warning("%s", warning)
+        if made.refusal is not None:
+            raise StudyFailedError(made.refusal)
 
     def _begin(self) -> Checkpoint:
         preparation = self.preparation

@@ -72,6 +72,10 @@ export function sentence(event) {
       return event.outcome === "ok"
         ? `${event.site} is ready with ${count(event.train_examples)} rows`
         : `${event.site} could not prepare: ${event.outcome}${why}`;
+    case "study_forecast":
+      return `the study will cost ${bytes(event.bytes_up)} up and ${bytes(event.bytes_down)} down`
+        + (event.seconds_round === null ? "" : `, about ${seconds(event.seconds_round)} a round`)
+        + event.warnings.map((warning) => `; ${warning}`).join("");
     case "round_started":
       return `round ${event.round} asks ${event.sites.length} hospitals`;
     case "site_result":
@@ -97,6 +101,7 @@ export function sentence(event) {
 
 export function tone(event) {
   if (event.kind === "study_interrupted") return "warn";
+  if (event.kind === "study_forecast" && event.warnings.length) return "warn";
   if (event.kind === "study_ended") return STATE_TONE[event.state];
   if (event.kind === "round_finished" && !event.aggregated) return "warn";
   if (event.outcome && event.outcome !== "ok") return OUTCOME_TONE[event.outcome];
