@@ -159,7 +159,12 @@ class LimitSettings(Section):
     max_steps: int = Field(default=10_000, ge=1, description="optimizer steps in one round")
     max_batch_size: int = Field(default=1024, ge=1, description="examples in one step")
     max_length: int = Field(default=8192, ge=8, description="tokens in one example")
-    max_rank: int = Field(default=256, ge=1, description="LoRA rank above this is refused")
+    max_rank: int = Field(
+        default=256,
+        ge=1,
+        description="the LoRA rank trained here where a study asks for more; refused where all "
+        "sites need the same",
+    )
     max_update_norm: float = Field(
         default=1e4, gt=0, description="an update with a larger L2 norm does not leave"
     )
