@@ -6,13 +6,12 @@ Takes minutes and an engine: `make compose-test`, or `pytest -m docker tests/doc
 import os
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stack import PROJECT, Stack, compose, docker
+from stack import Stack, compose
 
 
 def _why_not() -> str:
@@ -32,7 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     mine = [
         item
         for item in items
-        if here in item.path.parents and "stack" in getattr(item, "fixturenames", ())
+        if here in item.path.parents
+        and {"stack", "images"} & set(getattr(item, "fixturenames", ()))
     ]
     reason = _why_not() if mine else ""
     for item in mine:
@@ -43,36 +43,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def stack() -> Iterator[Stack]:
+def images() -> float:
+    """Every image, built from this checkout; seconds it took."""
+    begin = time.monotonic()
+    if os.environ.get("FEDWARD_TEST_STACK") != "running":
+        for service in ("init", "hospital-a-trainer", "hospital-a-link"):
+            compose("build", service, timeout=1800)
+        compose("build", "aggregator", "control-plane", "edge", timeout=1800)
+    return time.monotonic() - begin
+
+
+@pytest.fixture(scope="session")
+def stack(images: float) -> Iterator[Stack]:
     """The topology, healthy, with its first study finished.
 
     FEDWARD_TEST_STACK=running takes one that is up already, and leaves it up: to work on a test.
     """
-    if os.environ.get("FEDWARD_TEST_STACK") == "running":
-        yield Stack()
-        return
-    compose("--profile", "*", "down", "--volumes", "--remove-orphans", check=False)
-    for service in ("init", "hospital-a-trainer", "hospital-a-link", "aggregator", "control-plane"):
-        compose("build", service, timeout=1800)
-    compose("build", "edge")
     running = Stack()
-    begin = time.monotonic()
-    up = threading.Thread(target=compose, args=("up", "--detach"), kwargs={"timeout": 600})
-    up.start()  # returns once all are started, which waits for some to be well
+    if os.environ.get("FEDWARD_TEST_STACK") == "running":
+        yield running
+        return
+    running.down()
     try:
-        running.wait_healthy(600)
-        running.seconds_to_healthy = time.monotonic() - begin
-        up.join()
-        running.wait(lambda: bool(running.api("studies")), 120, "the first study")
-        running.wait_finished(running.newest()["study_id"], 900)
-        running.seconds_to_finished = time.monotonic() - begin
+        healthy = running.up()
         for name, seconds in sorted(running.well_after.items(), key=lambda item: item[1]):
             print(f"{name} well after {seconds:.0f} s")
-        print(
-            f"\nhealthy after {running.seconds_to_healthy:.0f} s, "
-            f"first study finished after {running.seconds_to_finished:.0f} s"
-        )
+        print(f"images built in {images:.0f} s, all well after {healthy:.0f} s")
+        running.wait(lambda: bool(running.api("studies")), 120, "the first study")
+        running.wait_finished(running.newest()["study_id"], 900)
         yield running
     finally:
-        compose("--profile", "*", "down", "--volumes", "--remove-orphans", check=False)
-        docker("volume", "prune", "--force", "--filter", f"label={PROJECT}", check=False)
+        running.down()

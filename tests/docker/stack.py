@@ -3,11 +3,13 @@
 import json
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 ROOT = Path(__file__).parents[2]
 PROJECT = "fedward-test"
@@ -29,6 +31,7 @@ ENVIRONMENT = {
     "FEDWARD_UI_PORT": "19443",
     "FEDWARD_EDGE_PORT": "18443",
 }
+PROMETHEUS = "https://prometheus:9090/api/v1/query?query="
 
 # Runs in a container: the control plane's API, with the coordinator's token.
 API = """
@@ -46,12 +49,28 @@ if what == "nodes":
 """
 
 
-def docker(*words: str, check: bool = True, timeout: float = 900, text: str = "") -> str:
+# Runs in a container: what a page of the monitoring answers to the operator's certificate.
+ASK = """
+import ssl, sys, urllib.request
+context = ssl.create_default_context(cafile="/keys/ca.crt")
+context.load_cert_chain("/keys/operator.crt", "/keys/operator.key")
+print(urllib.request.urlopen(sys.argv[1], context=context, timeout=10).read().decode())
+"""
+
+
+def docker(
+    *words: str,
+    check: bool = True,
+    timeout: float = 900,
+    text: str = "",
+    folder: Path = ROOT,
+    environment: dict[str, str] | None = None,
+) -> str:
     """Run docker; its output."""
     done = subprocess.run(
         ["docker", *words],
-        cwd=ROOT,
-        env=ENVIRONMENT,
+        cwd=folder,
+        env=ENVIRONMENT | (environment or {}),
         input=text or None,
         capture_output=True,
         text=True,
@@ -70,15 +89,64 @@ def compose(*words: str, check: bool = True, timeout: float = 900) -> str:
 
 @dataclass
 class Stack:
-    """A running topology."""
+    """A running topology: a project of compose, started from a checkout."""
 
-    seconds_to_healthy: float = 0.0
-    seconds_to_finished: float = 0.0
+    project: str = PROJECT
+    folder: Path = ROOT
+    environment: dict[str, str] = field(default_factory=dict)
     well_after: dict[str, float] = field(default_factory=dict)
+
+    def compose(self, *words: str, check: bool = True, timeout: float = 900) -> str:
+        """Run docker compose on this project."""
+        return docker(
+            "compose", "-p", self.project, *words,
+            check=check, timeout=timeout, folder=self.folder, environment=self.environment,
+        )  # fmt: skip
+
+    def up(self) -> float:
+        """The one command, and waiting until all are well; how long that took."""
+        begin = time.monotonic()
+        words, more = ("up", "--detach"), {"timeout": 900}
+        thread = threading.Thread(target=self.compose, args=words, kwargs=more)
+        thread.start()  # returns once all are started, which waits for some to be well
+        self.wait_healthy(600)
+        thread.join()
+        return time.monotonic() - begin
+
+    def down(self) -> None:
+        """Nothing of it stays."""
+        self.compose("--profile", "*", "down", "--volumes", "--remove-orphans", check=False)
+
+    def prometheus(self, expression: str) -> list[dict[str, Any]]:
+        """What Prometheus' own API answers."""
+        volume = f"{self.project}_monitoring-config:/keys:ro"
+        image = self.container("renewals")["Image"]
+        done = docker(
+            "run", "--rm", "--network", f"{self.project}_monitoring", "-v", volume,
+            "--entrypoint", "python", image, "-c", ASK, PROMETHEUS + quote(expression),
+        )  # fmt: skip
+        found: list[dict[str, Any]] = json.loads(done)["data"]["result"]
+        return found
+
+    def listeners(self, service: str) -> tuple[set[int], set[int]]:
+        """Ports that a container listens on: on its networks, and on its own loopback alone.
+
+        From the kernel's table of the container, for an image may hold nothing to look with.
+        """
+        table = Path(f"/proc/{self.container(service)['State']['Pid']}/net")
+        networks, loopback = set(), set()
+        for name in ("tcp", "tcp6"):
+            for line in (table / name).read_text().splitlines()[1:]:
+                _, local, _, state, *_ = line.split()
+                address, port = local.split(":")
+                if state == "0A":
+                    inside = address.endswith(("7F", "01000000"))
+                    (loopback if inside else networks).add(int(port, 16))
+        return networks, loopback
 
     def container(self, service: str) -> dict[str, Any]:
         """`docker inspect` of a service's container."""
-        name = compose("ps", "-a", "-q", service).split()[0]
+        name = self.compose("ps", "-a", "-q", service).split()[0]
         found: dict[str, Any] = json.loads(docker("inspect", name))[0]
         return found
 
@@ -89,12 +157,12 @@ class Stack:
 
     def python(self, service: str, code: str, *words: str, check: bool = True) -> str:
         """Run Python inside a service's container."""
-        return compose("exec", "-T", service, "python", "-c", code, *words, check=check)
+        return self.compose("exec", "-T", service, "python", "-c", code, *words, check=check)
 
     def api(self, *words: str) -> Any:
         """Ask the control plane, from a container of the cli image."""
         run = ("run", "--rm", "-T", "--no-deps", "--entrypoint", "python", "cli", "-c", API)
-        return json.loads(compose(*run, *words).strip().splitlines()[-1])
+        return json.loads(self.compose(*run, *words).strip().splitlines()[-1])
 
     def study(self, study_id: str) -> dict[str, Any]:
         """A study in full."""
@@ -117,7 +185,7 @@ class Stack:
         )
         run = ("run", "--rm", "-T", "--no-deps", "--entrypoint", "python", "cli", "-c", rewrite)
         words = (name, json.dumps({"count": rounds, **more}))
-        return compose(*run, *words).strip().splitlines()[-1]
+        return self.compose(*run, *words).strip().splitlines()[-1]
 
     def wait_round(self, study_id: str, number: int, seconds: float) -> None:
         """Wait until so many rounds have ended."""
@@ -141,7 +209,7 @@ class Stack:
             except (AssertionError, ValueError, IndexError, KeyError):
                 pass
             if time.monotonic() - begin > seconds:
-                logs = compose("logs", "--tail", "8", check=False)
+                logs = self.compose("logs", "--tail", "8", check=False)
                 raise AssertionError(f"{what}: not within {seconds:.0f} s\n{logs}")
             time.sleep(2)
 

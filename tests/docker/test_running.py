@@ -2,17 +2,9 @@
 
 import json
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
-from stack import PROJECT, SERVICES, Stack, compose, docker
-
-CURL = """
-import json, ssl, sys, urllib.request
-context = ssl.create_default_context(cafile="/out/monitoring/ca.crt")
-context.load_cert_chain("/out/monitoring/operator.crt", "/out/monitoring/operator.key")
-print(urllib.request.urlopen(sys.argv[1], context=context, timeout=10).read().decode())
-"""
+from stack import SERVICES, Stack, compose
 
 REACH = """
 import json, socket, sys
@@ -160,17 +152,7 @@ print([name for name in ("pip", "uv", "ensurepip", "torch") if find_spec(name)])
 
 
 def test_prometheus_scrapes_everything_and_holds_the_studys_rounds(stack: Stack) -> None:
-    def query(expression: str) -> list[dict[str, object]]:
-        url = f"https://prometheus:9090/api/v1/query?query={quote(expression)}"
-        volume = f"{PROJECT}_monitoring-config:/out/monitoring:ro"
-        image = stack.container("renewals")["Image"]
-        done = docker(
-            "run", "--rm", "--network", f"{PROJECT}_monitoring", "-v", volume,
-            "--entrypoint", "python", image, "-c", CURL, url,
-        )  # fmt: skip
-        found: list[dict[str, object]] = json.loads(done)["data"]["result"]
-        return found
-
+    query = stack.prometheus
     stack.wait(lambda: len(query("up == 1")) == 3, 60, "three targets up")
     assert query("fedward_rounds_total > 0")
     stack.wait(lambda: len(query("fedward_site_train_loss")) >= 2, 60, "train loss of both")
@@ -193,36 +175,34 @@ for url in ("https://prometheus:9090/", "https://alertmanager:9093/", "https://e
     assert stack.python("control-plane", code).split() == ["refused"] * 3
 
 
-def test_everything_that_listens_on_a_network_speaks_tls(stack: Stack) -> None:
-    """Read from the kernel's table in each container: these ports are TLS (tests/edge scans them).
+def test_only_known_ports_listen_and_a_hospital_opens_none(stack: Stack) -> None:
+    """Those on a network speak TLS, as test_clone.py shows by asking each.
 
-    On loopback, inside one container, the engine's resolver and the link's own processes listen.
+    On loopback inside one container: the SuperLink's private API, and what the link's forwarder
+    and its SuperNode give the processes beside them; ports that the system chose.
     """
-    code = """
-import http.client, json, socket
-ports = set()
-for name in ("/proc/net/tcp", "/proc/net/tcp6"):
-    try:
-        lines = open(name).read().splitlines()[1:]
-    except OSError:
-        continue
-    for line in lines:
-        fields = line.split()
-        address, port = fields[1].split(":")
-        loopback = address.endswith("7F") or address.endswith("01000000")
-        if fields[3] == "0A" and not loopback:
-            ports.add(int(port, 16))
-print(json.dumps(sorted(ports)))
-"""
-    expected = {
-        "aggregator": [9092],
-        "control-plane": [9443],
-        "edge": [8405, 8443],
-        "hospital-a-link": [],
-        "hospital-a-trainer": [],
+    found = {service: stack.listeners(service) for service in SERVICES}
+    assert {service: networks for service, (networks, _) in found.items() if networks} == {
+        "aggregator": {9092},
+        "alertmanager": {9093},
+        "control-plane": {9443},
+        "edge": {8405, 8443},
+        "prometheus": {9090},
     }
-    found = {service: json.loads(stack.python(service, code)) for service in expected}
-    assert found == expected
+    resolvers = 1  # the engine's own, in each container that has a network
+    inside = {service: len(loopback) - resolvers for service, (_, loopback) in found.items()}
+    assert inside == {
+        "aggregator": 1,
+        "alertmanager": 0,
+        "control-plane": 0,
+        "edge": 0,
+        "hospital-a-link": 2,
+        "hospital-a-trainer": -1,
+        "hospital-b-link": 2,
+        "hospital-b-trainer": -1,
+        "prometheus": 0,
+        "renewals": -1,
+    }
 
 
 def test_compose_itself_finds_nothing_to_say(stack: Stack) -> None:
