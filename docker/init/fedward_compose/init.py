@@ -10,7 +10,7 @@ approved or revoked, a certificate that was rotated.
     /out/edge             server pair, roots, list, registry
     /out/aggregator       aggregator.toml, TLS pair, study key, registry, its token
     /out/control-plane    control-plane.toml, TLS pair, registry, certificates to watch, tokens/
-    /out/monitoring       Prometheus's and Alertmanager's TLS, the operator's certificate and token
+    /out/monitoring       the monitoring's TLS, the operator's certificate and token, a password
     /out/cli              the coordinator's token and certificate, demo-study.toml
     /out/<site>-link      site.toml, node key, client pair
     /out/<site>-trainer   site.toml, signing key
@@ -157,11 +157,15 @@ def _tokens(folder: Path) -> dict[Role, bytes]:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     found = {}
     for role in Role:
-        file = folder / f"{role}.token"
-        if not file.exists():
-            write_atomic(file, f"{secrets.token_urlsafe(32)}\n".encode(), mode=PRIVATE)
-        found[role] = file.read_bytes()
+        found[role] = _secret(folder / f"{role}.token").read_bytes()
     return found
+
+
+def _secret(file: Path) -> Path:
+    """A file with something that nobody can guess, made once."""
+    if not file.exists():
+        write_atomic(file, f"{secrets.token_urlsafe(32)}\n".encode(), mode=PRIVATE)
+    return file
 
 
 def _aggregator(
@@ -237,6 +241,7 @@ def _monitoring(
     ca = CA.load(paths.ca_folder)
     kept = plan.pki / "monitoring"
     kept.mkdir(exist_ok=True, mode=0o700)
+    _copy(_secret(kept / "grafana.password"), folder / "grafana.password", SHARED)
     for name in MONITORS:
         if not _lasts(kept / f"{name}.crt", ca):
             ca.issue_server([name, "localhost"]).write(kept, name)
