@@ -1,7 +1,13 @@
 """What the compose files and the Dockerfile must not say. No engine is needed."""
 
+import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,6 +70,46 @@ def test_the_dockerfile_needs_no_frontend_and_no_root() -> None:
     for stage in running:
         assert "USER 10001:10001" in stage
         assert "org.opencontainers.image.title" in stage
+
+
+def test_hadolint_finds_nothing() -> None:
+    found = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert found, "hadolint is not installed: make dev"
+    done = subprocess.run([found, ROOT / "docker" / "Dockerfile"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_no_registry_is_asked_for_our_images(file: Any) -> None:
+    """Compose pulls before it builds, and nobody knows who owns a name in a public registry."""
+    for name, service in _services(file).items():
+        ours = service["image"].startswith("fedward/")
+        assert service["pull_policy"] == ("never" if ours else "missing"), name
+
+
+def test_grafana_starts_with_our_boards_our_data_source_and_no_default_password() -> None:
+    """All but Grafana itself: what it is given is there, and says where its data is."""
+    grafana = _services(ROOT / "compose.yaml")["grafana"]
+    mounts = dict(mount.split(":")[:2] for mount in grafana["volumes"] if mount.startswith("./"))
+    by_target = {target: ROOT / source for source, target in mounts.items()}
+    provisioning = Path("/etc/grafana/provisioning")
+    sources = yaml.safe_load(by_target[f"{provisioning}/datasources/fedward.yml"].read_text())
+    (source,) = sources["datasources"]
+    assert (source["type"], source["url"]) == ("prometheus", "https://prometheus:9090")
+    assert source["jsonData"]["tlsAuth"] is True
+    assert source["jsonData"]["tlsAuthWithCACert"] is True
+    boards = yaml.safe_load((by_target[f"{provisioning}/dashboards"] / "fedward.yml").read_text())[
+        "providers"
+    ][0]["options"]["path"]
+    files = list(by_target[boards].glob("*.json"))
+    assert len(files) == 4
+    for file in files:
+        chosen = json.loads(file.read_text())["templating"]["list"]
+        assert ("datasource", source["type"]) in [(one["type"], one.get("query")) for one in chosen]
+    settings = grafana["environment"]
+    assert settings["GF_SECURITY_ADMIN_PASSWORD__FILE"] == "/etc/fedward/grafana.password"
+    assert settings["GF_SERVER_PROTOCOL"] == "https"
+    assert grafana["depends_on"] == {"prometheus": {"condition": "service_healthy"}}
 
 
 def test_every_locked_requirement_has_a_hash() -> None:
