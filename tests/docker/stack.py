@@ -94,6 +94,7 @@ class Stack:
     project: str = PROJECT
     folder: Path = ROOT
     environment: dict[str, str] = field(default_factory=dict)
+    services: tuple[str, ...] = SERVICES
     well_after: dict[str, float] = field(default_factory=dict)
 
     def compose(self, *words: str, check: bool = True, timeout: float = 900) -> str:
@@ -219,11 +220,11 @@ class Stack:
         self.well_after = {}
 
         def check() -> bool:
-            for name in SERVICES:
+            for name in self.services:
                 if name not in self.well_after and self.health(name) in {"healthy", "running"}:
                     self.well_after[name] = time.monotonic() - begin
-            return len(self.well_after) == len(SERVICES) and all(
-                self.health(name) in {"healthy", "running"} for name in SERVICES
+            return len(self.well_after) == len(self.services) and all(
+                self.health(name) in {"healthy", "running"} for name in self.services
             )
 
         return self.wait(check, seconds, "healthy")

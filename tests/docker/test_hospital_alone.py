@@ -1,65 +1,134 @@
-"""compose.hospital.yaml: hospital B leaves the demo's topology and comes back as an institution."""
+"""An aggregator alone and an institution that joins it: two projects that share nothing but a port.
+
+As in docs/deployment.md: the hospital makes its own keys, the coordinator approves them, and the
+hospital's compose file needs its folder, its rows and its base model.
+"""
 
 import json
+import shutil
+import tomllib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from stack import ENVIRONMENT, PROJECT, ROOT, Stack, compose, docker
+import tomli_w
+from stack import Stack, docker
 
-INSTITUTION = "fedward-test-hospital"
+from fedward.demo import MODEL
+from fedward.embedded.corpus import write_hospital_data
+
+PORT = "48443"
+STUDY = {
+    "name": "alone",
+    "model": {"base": "/model", "quantization": "nf4"},
+    "adapter": {"rank": 4, "alpha": 8},
+    "training": {"steps": 10, "batch_size": 8, "learning_rate": 1e-3, "max_length": 128},
+    "rounds": {"count": 3, "minimum_sites": 1, "deadline_seconds": 300, "join_seconds": 300},
+}
+
+
+@dataclass
+class Institution:
+    """A hospital: a folder on a machine of its own."""
+
+    home: Path
+    stack: Stack
+
+    def fedward(self, *words: str) -> str:
+        """The command line, in the hospital's folder, with its version of the images."""
+        return docker(
+            "run", "--rm", "--network", "none", "-v", f"{self.home}:/home", "-w", "/home",
+            "--entrypoint", "python", "-e", "TERM=dumb", "fedward/cli:0.1.0-test",
+            "-m", "fedward", *words,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def coordinator(images: float) -> Iterator[Stack]:
+    """compose.aggregator.yaml, reached as hospitals would: through the machine's own address."""
+    gateway = "{{(index .IPAM.Config 0).Gateway}}"
+    address = docker("network", "inspect", "bridge", "-f", gateway).strip()
+    environment = {
+        "COMPOSE_FILE": "compose.aggregator.yaml",
+        "FEDWARD_NAMES": address,
+        "FEDWARD_BIND": address,
+        "FEDWARD_EDGE_PORT": PORT,
+        "FEDWARD_UI_PORT": "49443",
+    }
+    services = ("aggregator", "alertmanager", "control-plane", "edge", "prometheus", "renewals")
+    stack = Stack("fedward-alone", environment=environment, services=services)
+    stack.down()
+    try:
+        stack.up()
+        yield stack
+    finally:
+        stack.down()
 
 
 @pytest.fixture
-def institution(stack: Stack, tmp_path: Path) -> Iterator[list[str]]:
-    """The compose command line of the hospital; its own site folder, rows and model."""
-    image = stack.container("renewals")["Image"]
-    code = "import shutil; shutil.copytree('/pki/certs/sites/hospital-b', '/out/site')"
-    copies = {
-        "site": (f"{PROJECT}_pki:/pki:ro", code),
-        "data": (f"{PROJECT}_hospital-b-data:/pki:ro", code.replace(
-            "/pki/certs/sites/hospital-b", "/pki").replace("/out/site", "/out/data")),
-        "model": (f"{PROJECT}_model:/pki:ro", code.replace(
-            "/pki/certs/sites/hospital-b", "/pki").replace("/out/site", "/out/model")),
-    }  # fmt: skip
-    tmp_path.chmod(0o777)
-    for volume, program in copies.values():
-        docker("run", "--rm", "-v", volume, "-v", f"{tmp_path}:/out", "--entrypoint", "python",
-               image, "-c", program)  # fmt: skip
-    settings = compose("exec", "-T", "hospital-b-link", "cat", "/config/site.toml")
-    (tmp_path / "site" / "site.toml").write_text(settings)
-    override = tmp_path / "network.yaml"
-    override.write_text(
-        "services: {link: {networks: [wan]}}\n"
-        f"networks: {{wan: {{external: true, name: {PROJECT}_hospital-b}}}}\n"
-    )
-    ENVIRONMENT.update(
-        {f"HOSPITAL_{name.upper()}": str(tmp_path / name) for name in copies}, HOSPITAL_CPUS="1"
-    )
-    command = ["compose", "-p", INSTITUTION, "-f", str(ROOT / "compose.hospital.yaml")]
-    command += ["-f", str(override)]
-    compose("stop", "hospital-b-link", "hospital-b-trainer")
+def institution(coordinator: Stack, tmp_path: Path) -> Iterator[Institution]:
+    """Its folders, and nothing of it started."""
+    written = write_hospital_data(tmp_path / "data", ["st-mary"])
+    shutil.copytree(MODEL, tmp_path / "model")
+    (tmp_path / "site").mkdir()
+    for folder in (tmp_path, tmp_path / "site"):
+        folder.chmod(0o777)
+    environment = {
+        "COMPOSE_FILE": "compose.hospital.yaml",
+        "HOSPITAL_SITE": str(tmp_path / "site"),
+        "HOSPITAL_DATA": str(written.train["st-mary"].parent),
+        "HOSPITAL_MODEL": str(tmp_path / "model"),
+        "HOSPITAL_CPUS": "2",
+        "HOSPITAL_MEMORY": "4g",
+    }
+    stack = Stack("fedward-st-mary", environment=environment, services=("link", "trainer"))
     try:
-        yield command
+        yield Institution(tmp_path, stack)
     finally:
-        docker(*command, "down", "--volumes", check=False)
-        compose("start", "hospital-b-link", "hospital-b-trainer")
-        stack.wait_healthy(300)
+        stack.down()
 
 
-def test_an_institution_runs_from_its_own_folders_and_takes_part(
-    stack: Stack, institution: list[str]
-) -> None:
-    docker(*institution, "up", "--detach", timeout=300)
+def test_an_institution_enrols_and_takes_part(coordinator: Stack, institution: Institution) -> None:
+    made = json.loads(institution.fedward("node", "enrol", "st-mary", "--keys", "site", "--json"))
+    coordinator.compose(
+        "run", "--rm", "-T", "-v", f"{institution.home}/site:/work", "-w", "/work", "certs",
+        "approve", "request.json", "--fingerprint", made["fingerprint"],
+        "--aggregator", f"{coordinator.environment['FEDWARD_NAMES']}:{PORT}",
+    )  # fmt: skip
+    institution.fedward(
+        "node", "install", "site/st-mary-bundle.json", "--keys", "site",
+        "--site-toml", "site/site.toml", "--train", "/data/train.jsonl",
+    )  # fmt: skip
+    settings = tomllib.loads((institution.home / "site" / "site.toml").read_text())
+    assert settings["data"]["train"] == ["/data/train.jsonl"]
+    seconds = institution.stack.up()
+    print(f"\nan enrolled hospital is well {seconds:.0f} s after `docker compose up -d`")
 
-    def health(service: str) -> str:
-        name = docker(*institution, "ps", "-q", service).strip()
-        found = json.loads(docker("inspect", name))[0]["State"]
-        return str(found["Health"]["Status"])
+    study = institution.home / "study.toml"
+    study.write_text(tomli_w.dumps(STUDY))
+    told = coordinator.compose(
+        "run", "--rm", "-T", "-v", f"{study}:/study.toml:ro", "cli", "run", "/study.toml"
+    )
+    assert "finished, round 3 of 3" in told
+    sites = {
+        site["site"]: site for site in coordinator.study(coordinator.newest()["study_id"])["sites"]
+    }
+    assert sites["st-mary"]["rounds_ok"] == 3
+    _goes_out_to_one_place(institution.stack, coordinator.environment["FEDWARD_NAMES"])
 
-    stack.wait(lambda: health("link") == "healthy", 200, "the institution's link")
-    stack.wait(lambda: health("trainer") == "healthy", 200, "the institution's trainer")
-    study = stack.submit("institution", 3, minimum_sites=2)
-    finished = stack.wait_finished(study, 900)
-    sites = {site["site"]: site for site in finished["sites"]}
-    assert sites["hospital-b"]["rounds_ok"] == 3
+
+def _goes_out_to_one_place(stack: Stack, address: str) -> None:
+    """The link's every connection leads to the edge; nothing is published; a trainer has none."""
+    table = Path(f"/proc/{stack.container('link')['State']['Pid']}/net/tcp")
+    peers = set()
+    for line in table.read_text().splitlines()[1:]:
+        _, _, remote, state, *_ = line.split()
+        host, port = remote.split(":")
+        peer = ".".join(str(byte) for byte in reversed(bytes.fromhex(host)))
+        if state == "01" and not peer.startswith("127."):
+            peers.add((peer, int(port, 16)))
+    assert peers == {(address, int(PORT))}
+    for service in ("link", "trainer"):
+        assert not stack.container(service)["NetworkSettings"]["Ports"]
+    assert stack.container("trainer")["HostConfig"]["NetworkMode"] == "none"

@@ -52,6 +52,7 @@ def settings(source: Path) -> dict[str, Any]:
         "socket": "/run/fedward/trainer.sock",
         "signing_key": "signing.key",
     }
+    tree["model"] = {"path": "/model"} | tree.get("model", {})  # where the base is mounted
     parse(tree, SiteSettings, source=str(file))
     return tree
 
