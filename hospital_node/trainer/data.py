@@ -72,10 +72,10 @@ def read_rows(path: Path, columns: ColumnSettings) -> list[Row]:
         raise _unreadable(
             f"{path}: unknown kind of data file {path.suffix!r}: use .jsonl, .csv or .parquet"
         )
-    if not path.is_file():
-        what = "is not a file" if path.exists() else "there is no such file"
-        raise _unreadable(f"{path}: {what}; data.train and data.heldout name data files")
     try:
+        if not path.is_file():
+            what = "is not a file" if path.exists() else "there is no such file"
+            raise _unreadable(f"{path}: {what}; data.train and data.heldout name data files")
         rows = [_row(record, place, columns) for place, record in reader(path, columns)]
     except OSError as error:
         raise _unreadable(f"{path}: cannot read: {error.strerror or error}") from error

@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from queue import Empty
 from typing import TYPE_CHECKING, Final
 
 from hospital_node.ledger import Ledger, LedgerError, read
@@ -28,12 +29,12 @@ from protocol.site import SiteSettings
 from protocol.states import Reason
 
 from .board import Board
-from .data import load_rows
 from .environment import quiet_libraries
 from .errors import Cancelled, Refusal
 from .health import HealthReader
 from .inbox import Inbox, Job, refusal
 from .listener import Listener, RemoteListener
+from .live_data import LiveData
 
 if TYPE_CHECKING:
     from .tasks import Tasks
@@ -42,6 +43,8 @@ log = logging.getLogger("fedward.trainer")
 
 # Docker and Kubernetes allow 10 s or more; the link's user should not wait for a training step.
 _STOP_SECONDS: Final = 1.0
+# Between two looks for data that could not be read.
+_LOOK_SECONDS: Final = 5.0
 
 
 class Service:
@@ -49,8 +52,11 @@ class Service:
 
     Making one checks all that can be checked without torch, which takes seconds to import.
 
+    Data that cannot be read do not keep it from starting: the coordinator then learns why this
+    site is out of a study, and it takes part again when they are back.
+
     Raises:
-        FedwardError: a setting, key, data file, ledger or socket is not usable; a sentence.
+        FedwardError: a setting, key, ledger or socket is not usable; a sentence.
     """
 
     def __init__(self, site: SiteSettings) -> None:
@@ -58,7 +64,7 @@ class Service:
         coordinator = load_verify_key(site.aggregator.signing_key)
         key = load_signing_key(site.trainer.signing_key)
         _make_private(site.state)
-        self._rows = load_rows(site.data)
+        self._data = LiveData(site.data)
         self._secret = _secret(site.state / "fingerprint.key")
         self._ledger = Ledger(site.trainer.ledger)
         self._outbound = Outbound(site.name, key, self._ledger)
@@ -139,9 +145,10 @@ class Service:
     def _work(self) -> None:
         """The worker's life; whatever ends it early ends the process, with a sentence."""
         try:
+            self._look_at_data()
             tasks = self._load_libraries()
-            self._board.idle()
-            while (job := self._inbox.queue.get()) is not None and not self._stop.is_set():
+            self._rest()
+            while (job := self._next()) is not None and not self._stop.is_set():
                 self._do(job, tasks)
         except FedwardError as error:
             self._failure = error
@@ -150,6 +157,26 @@ class Service:
             log.exception("the worker ended")
             self._failure = FedwardError(f"the trainer's worker ended: {type(error).__name__}")
             self._stop.set()
+
+    def _next(self) -> Job | None:
+        """The next job, or None at the end; without data it looks for them while it waits."""
+        while True:
+            try:
+                return self._inbox.queue.get(timeout=_LOOK_SECONDS if self._data.trouble else None)
+            except Empty:
+                self._look_at_data()
+                self._rest()
+
+    def _look_at_data(self) -> None:
+        with contextlib.suppress(Refusal):  # it is logged, and on the board with the next rest
+            self._data.look()
+
+    def _rest(self) -> None:
+        """Nothing is under way: idle, or unable to do anything without data."""
+        if self._data.trouble is None:
+            self._board.idle()
+        else:
+            self._board.broken(self._data.trouble)
 
     def _load_libraries(self) -> "Tasks":
         """Import torch and its kin in this thread, which alone uses them."""
@@ -168,7 +195,7 @@ class Service:
             ) from error
         if self.site.trainer.threads:
             torch.set_num_threads(self.site.trainer.threads)
-        self._tasks = Tasks(self.site, self._rows, self._secret, self._board)
+        self._tasks = Tasks(self.site, self._data, self._secret, self._board)
         return self._tasks
 
     def _do(self, job: Job, tasks: "Tasks") -> None:
@@ -189,7 +216,7 @@ class Service:
         if broken is not None:
             self._board.broken(broken)
         else:
-            self._board.idle()
+            self._rest()
 
     def _answer(self, job: Job, tasks: "Tasks") -> Envelope:
         queue = time.monotonic() - job.received

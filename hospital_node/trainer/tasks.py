@@ -35,9 +35,10 @@ from protocol.study import StudySettings
 from . import sampling, tokens
 from .adapter import Adapter, Vector, affordable_rank, initial, of_smaller_rank, tensors_of
 from .board import Board
-from .data import Rows, load_rows
+from .data import Rows
 from .errors import Cancelled, Refusal
 from .evaluation import evaluate
+from .live_data import LiveData
 from .merging import merge
 from .model import Resident, Shelf
 from .preference import Pairs, evaluate_pairs, paired_rows
@@ -92,13 +93,12 @@ class _Clock:
 class Tasks:
     """The worker's hands: the resident models, the tokenized data, and the four tasks."""
 
-    def __init__(self, site: SiteSettings, rows: Rows, secret: bytes, board: Board) -> None:
-        """`rows` are the site's data as read at the start; `secret` keys their fingerprint."""
+    def __init__(self, site: SiteSettings, data: LiveData, secret: bytes, board: Board) -> None:
+        """`secret` keys the fingerprint of the data."""
         self.site = site
         self.shelf = Shelf(site)
-        self._rows = rows
+        self._data = data
         self._wire = Wire(site.state)
-        self._stamps = self._data_stamps()
         self._secret = secret
         self._board = board
         self._tokenized: dict[str, tuple[tokens.TokenSet, tokens.HeldoutSet]] = {}
@@ -127,9 +127,7 @@ class Tasks:
     def _prepare(
         self, request: Request, _: bytes, clock: _Clock, check: Callable[[], None]
     ) -> Answer:
-        stamps = self._data_stamps()
-        if stamps != self._stamps:
-            self._rows, self._stamps = load_rows(self.site.data), stamps
+        self._data.look()
         ready = self._ready(request, clock)
         manifest = ready.adapter.manifest
         mine, manifest = ready.adapter.manifest, ready.adapter.manifest
@@ -240,7 +238,7 @@ class Tasks:
                 self._check_rank(rank or settings.adapter.rank)
             adapter = resident.use(of_smaller_rank(settings.adapter, rank))
             train_set, heldout = self._examples(resident, settings)
-        return _Ready(resident, adapter, train_set, heldout, self._rows, rank)
+        return _Ready(resident, adapter, train_set, heldout, self._data.rows, rank)
 
     def _examples(
         self, resident: Resident, settings: StudySettings
@@ -276,7 +274,7 @@ class Tasks:
         length = min(settings.training.max_length, self.site.limits.max_length, resident.room)
         return (
             self._secret.hex(),
-            self._rows.digest,
+            self._data.rows.digest,
             tokens.tokenizer_digest(resident.tokenizer),
             settings.prompt.template,
             length,
@@ -291,7 +289,7 @@ class Tasks:
             self._paired[name] = paired_rows(
                 resident.tokenizer,
                 settings.prompt.template,
-                self._rows,
+                self._data.rows,
                 key[-1],
                 self.site.model.cache / name,
             )
@@ -308,9 +306,11 @@ class Tasks:
             sets = tokens.load(path)
             if sets is None:
                 sets = (
-                    tokens.tokenize_rows(resident.tokenizer, template, self._rows.train, length),
+                    tokens.tokenize_rows(
+                        resident.tokenizer, template, self._data.rows.train, length
+                    ),
                     tokens.tokenize_heldout(
-                        resident.tokenizer, template, self._rows.heldout, length
+                        resident.tokenizer, template, self._data.rows.heldout, length
                     ),
                 )
                 tokens.save(path, *sets)
@@ -410,17 +410,6 @@ class Tasks:
             health=self._board.health.read(TrainerState.IDLE),
             **results,
         )
-
-    def _data_stamps(self) -> tuple[tuple[int, int], ...]:
-        """Size and time of change of each data file; (0, 0) for one that is gone."""
-        stamps = []
-        for path in (*self.site.data.train, *self.site.data.heldout):
-            try:
-                stat = path.stat()
-                stamps.append((stat.st_size, stat.st_mtime_ns))
-            except OSError:
-                stamps.append((0, 0))
-        return tuple(stamps)
 
 
 def _checker(cancel: threading.Event) -> Callable[[], None]:

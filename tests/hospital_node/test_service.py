@@ -32,6 +32,7 @@ from protocol.study import StudySettings
 from .lab import Client, SiteFolder, Trainer, request, study, with_adapter, write_jsonl
 
 PATIENT = "Jane Roe"
+FILES = 'train = ["train.jsonl"]\nheldout = ["heldout.jsonl"]'  # [data], over files that are there
 LONG = study(
     training={"steps": 9_000, "batch_size": 8, "learning_rate": 1e-4, "max_length": 96},
     rounds={"count": 4},
@@ -414,6 +415,47 @@ def test_a_second_trainer_is_refused(start: Callable[..., Trainer], site: SiteFo
     assert trainer.client.status()
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "reason", "sentence"),
+    [
+        ("train.jsonl", None, Reason.DATA_UNREADABLE, "train.jsonl: there is no such file"),
+        ("train.jsonl", f'{{"instruction": "q", "output": "a"}}\n{PATIENT}\n',
+         Reason.DATA_UNREADABLE, "train.jsonl, line 2: not valid JSON"),
+        ("heldout.jsonl", "", Reason.DATA_EMPTY, "heldout.jsonl: no rows"),
+    ],
+    ids=["missing", "row", "empty"],
+)  # fmt: skip
+def test_a_trainer_without_its_data_says_why_and_goes_on_when_they_are_back(
+    start: Callable[..., Trainer],
+    site: SiteFolder,
+    file: str,
+    content: str | None,
+    reason: Reason,
+    sentence: str,
+) -> None:
+    """The process stays: a study is refused with the reason, and a mended file is found."""
+    site.write()
+    path = site.home / file
+    good = path.read_bytes()
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    trainer = start(site, data=FILES)
+    wait_for(trainer.client, TrainerState.BROKEN)
+    assert trainer.client.status().health.reason is reason
+    reply, _ = trainer.client.ask(request(Task.PREPARE, study(), evaluate=False))
+    assert reply.reason is reason
+    assert trainer.client.status().health.state is TrainerState.BROKEN
+    path.write_bytes(good)
+    wait_for(trainer.client, TrainerState.IDLE)
+    assert manifest_of(trainer.client, study())
+    log = trainer.log.read_text()
+    assert log.count(sentence) <= 3, "told when it happens, not each time it is looked for"
+    assert sentence in log
+    assert PATIENT not in log
+
+
 # Starting
 
 
@@ -427,13 +469,7 @@ def run(site: Path) -> subprocess.CompletedProcess[str]:
 
 def _break(site: SiteFolder, what: str) -> None:
     home = site.home
-    if what == "data":
-        (home / "train.jsonl").unlink()
-    elif what == "row":
-        (home / "train.jsonl").write_text(f'{{"instruction": "q", "output": "a"}}\n{PATIENT}\n')
-    elif what == "empty":
-        (home / "heldout.jsonl").write_text("")
-    elif what == "key":
+    if what == "key":
         (home / "site.key").write_text("no key")
     elif what == "coordinator":
         (home / "coordinator.pem").unlink()
@@ -451,9 +487,6 @@ def _break(site: SiteFolder, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "sentence"),
     [
-        ("data", "train.jsonl: there is no such file"),
-        ("row", "train.jsonl, line 2: not valid JSON"),
-        ("empty", "heldout.jsonl: no rows"),
         ("key", "site.key: not an unencrypted private key"),
         ("coordinator", "coordinator.pem: cannot read the public key"),
         ("settings", "trainer.treads: unknown key, did you mean 'threads'?"),

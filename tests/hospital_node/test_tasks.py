@@ -14,9 +14,9 @@ from hospital_node.outbound import Update
 from hospital_node.trainer import tasks
 from hospital_node.trainer.adapter import initial
 from hospital_node.trainer.board import Board
-from hospital_node.trainer.data import load_rows
 from hospital_node.trainer.errors import Cancelled, Refusal
 from hospital_node.trainer.health import HealthReader
+from hospital_node.trainer.live_data import LiveData
 from hospital_node.trainer.tasks import Answer, Tasks
 from protocol.codec import vector_digest
 from protocol.errors import ProtocolError
@@ -43,7 +43,9 @@ class Lab:
         self.settings = self.site.settings(extra=self.extra)
         self.settings.state.mkdir(parents=True, exist_ok=True)
         board = Board(self.site.name, HealthReader(self.settings.state, lambda: 0))
-        self.tasks = Tasks(self.settings, load_rows(self.settings.data), self.secret, board)
+        data = LiveData(self.settings.data)
+        data.look()
+        self.tasks = Tasks(self.settings, data, self.secret, board)
 
     def ask(self, asked: Request, payload: bytes = b"") -> Answer:
         asked = asked.model_copy(update={"site": self.site.name})

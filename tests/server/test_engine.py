@@ -23,10 +23,10 @@ from certs.local import FederationPaths
 from hospital_node.ledger import Ledger
 from hospital_node.outbound import Outbound, reason_of
 from hospital_node.trainer.board import Board
-from hospital_node.trainer.data import load_rows
 from hospital_node.trainer.errors import Refusal
 from hospital_node.trainer.health import HealthReader
 from hospital_node.trainer.inbox import Inbox
+from hospital_node.trainer.live_data import LiveData
 from hospital_node.trainer.tasks import Tasks
 from protocol.envelope import Envelope, load_signing_key, seal
 from protocol.events import RoundFinished, SitePrepared, SiteResult, StudyEvaluated
@@ -69,7 +69,9 @@ class RealTrainer:
         """Begin anew, as after a kill: only what is on disk is left."""
         board = Board(self.site.name, HealthReader(self.settings.state, lambda: 0))
         self.inbox = Inbox(self.settings, self.site.coordinator.public_key(), [])
-        self.tasks = Tasks(self.settings, load_rows(self.settings.data), b"k" * 32, board)
+        data = LiveData(self.settings.data)
+        data.look()
+        self.tasks = Tasks(self.settings, data, b"k" * 32, board)
 
     def __call__(self, request: Request, envelope: Envelope) -> Envelope:
         """The signed answer to a signed request."""
