@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-HELPERS = {"__main__", "report", "usual_way", "gpu"}  # gpu needs a CUDA GPU: run it by itself
+# gpu needs a CUDA GPU: run it by itself
+HELPERS = {"__main__", "report", "usual_way", "gpu", "substitution", "small_federation"}
 
 
 def names() -> list[str]:

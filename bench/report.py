@@ -2,13 +2,15 @@
 
 import json
 import platform
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-console = Console()
+# Into a file or a pipe the tables need more than the 80 columns that rich takes there.
+console = Console() if sys.stdout.isatty() else Console(width=120)
 RESULTS = Path(__file__).parent / "results"
 
 
