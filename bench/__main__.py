@@ -4,6 +4,7 @@ import argparse
 import pkgutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 # gpu needs a CUDA GPU: run it by itself
@@ -25,13 +26,17 @@ def main() -> int:
     parser.add_argument("name", nargs="*", help=f"some of {', '.join(names())}")
     parser.add_argument("--quick", action="store_true", help="smaller sizes, minutes in all")
     arguments = parser.parse_args()
-    failed = []
+    failed, began = [], time.monotonic()
     for name in arguments.name or names():
         if name not in names():
             parser.error(f"no benchmark {name!r}; there are {', '.join(names())}")
+        print(f"{name}:", flush=True)
+        begun = time.monotonic()
         command = [sys.executable, "-m", f"bench.{name}", *(["--quick"] * arguments.quick)]
         if subprocess.run(command, check=False).returncode != 0:
             failed.append(name)
+        print(f"{name} took {time.monotonic() - begun:.0f} s\n", flush=True)
+    print(f"all took {(time.monotonic() - began) / 60:.1f} minutes")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

@@ -1,13 +1,12 @@
 """The control plane with 1,000 hospitals and 10,000 rounds: scrape, page, ingest.
 
-    python -m bench.dashboard [--sites 1000] [--rounds 10000] [--json]
+    python -m bench.dashboard [--sites 1000] [--rounds 10000] [--quick]
 
 A real control plane (uvicorn, TLS, SQLite) is filled and asked over HTTPS on loopback; each figure
 is the median of the requests. The goal is a scrape in under 50 ms.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -26,28 +25,33 @@ from tests.dashboard.chromium import browser, missing
 from tests.dashboard.factories import SITES, Story, health, progress, snapshot
 from tests.dashboard.service import Service
 
+from .report import write_results
+
 LONG, WIDE = "long-000001", "wide-000001"
 
 
-def main() -> int:
-    """Fill, measure, print."""
+def main() -> None:
+    """Fill, measure, print and write."""
     parser = argparse.ArgumentParser(prog="python -m bench.dashboard", description=__doc__)
     parser.add_argument("--sites", type=int, default=1_000)
     parser.add_argument("--rounds", type=int, default=10_000)
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--quick", action="store_true", help="a tenth of both")
     chosen = parser.parse_args()
+    tenth = 10 if chosen.quick else 1
+    sites, rounds = chosen.sites // tenth, chosen.rounds // tenth
     with tempfile.TemporaryDirectory(prefix="fedward-bench-") as folder:
         service = Service(Path(folder))
         try:
-            found = _measure(service, chosen.sites, chosen.rounds)
+            found = _measure(service, sites, rounds)
         finally:
             service.stop()
-    if chosen.json:
-        print(json.dumps(found, indent=2))
-    else:
-        for name, value in found.items():
-            print(f"{name:<44} {value:>12,.1f}")
-    return 0
+    write_results(
+        "dashboard",
+        f"The control plane with {sites:,} hospitals and a study of {rounds:,} rounds",
+        ["what", "figure"],
+        [(name, f"{value:,.1f}") for name, value in found.items()],
+        {"sites": sites, "rounds": rounds} | found,
+    )
 
 
 def _measure(service: Service, count: int, rounds: int) -> dict[str, float]:
@@ -74,10 +78,10 @@ def _measure(service: Service, count: int, rounds: int) -> dict[str, float]:
         found["scrape just after an event, ms"] = _ms(client, "/metrics", times=5, before=tell)
         for name, path in (
             ("studies, ms", STUDIES),
-            ("study of 10,000 rounds, ms", f"{STUDIES}/{LONG}"),
-            ("curves of 10,000 rounds, ms", f"{STUDIES}/{LONG}/curves"),
-            ("study of 1,000 hospitals, ms", f"{STUDIES}/{WIDE}"),
-            ("500 hospitals, ms", f"{NODES}?limit=500"),
+            ("study of many rounds, ms", f"{STUDIES}/{LONG}"),
+            ("its curves, ms", f"{STUDIES}/{LONG}/curves"),
+            ("study of many hospitals, ms", f"{STUDIES}/{WIDE}"),
+            ("at most 500 hospitals, ms", f"{NODES}?limit=500"),
             ("newest 200 events, ms", f"{EVENTS}?order=newest&limit=200"),
         ):
             found[name] = _ms(client, path)
@@ -181,4 +185,4 @@ def _page(service: Service, path: str) -> float:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -1,6 +1,6 @@
 """Bytes to 95 % accuracy on a small federation, for every codec and every aggregator.
 
-    python -m bench testbed [--quick]
+    python -m bench.testbed [--quick] [--group pairs|codecs|aggregators]
 
 Eight sites with very different rows train LoRA (r 8, all linear layers) on a base of 0.2 million
 parameters for a task that none of them holds whole; see `substitution` and `small_federation` for
@@ -29,12 +29,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from . import substitution
 from .report import console, write_results
 from .small_federation import TARGET, Method, Run, load_resident, run
 
 SEEDS, TUNING_SEED = (0, 1, 2), 100
-ROUNDS, QUICK_ROUNDS = 14, 8
+ROUNDS, QUICK_ROUNDS = 12, 8
 PROCESSES = 2
 Rates = dict[str, float]
 
@@ -84,9 +86,10 @@ PAIRS = [
     Method("ffa + fedavgm, int2", {"lora": "ffa", "strategy": "fedavgm"}, "int2", "int2"),
 ]
 GROUPS = {
-    "codecs, FedAvg": [BASELINE, *CODECS],
-    "aggregators, fp32": [*STRATEGIES, *FACTORS, *WEIGHTINGS],
+    "baseline": [BASELINE],
     "pairs": PAIRS,
+    "codecs": CODECS,  # of FedAvg
+    "aggregators": [*STRATEGIES, *FACTORS, *WEIGHTINGS],  # in fp32
 }
 QUICK = [BASELINE, CODECS[5], FACTORS[0], *PAIRS]
 
@@ -102,7 +105,6 @@ _resident: Any = None  # of a worker process
 
 def start_worker(base: Path) -> None:
     """Load the base once; one thread each, so that two processes do not get in each other's way."""
-    import torch
     from transformers.utils import logging
 
     global _resident
@@ -224,19 +226,25 @@ def main() -> None:
     """Pretrain the base, tune, measure, print and write."""
     parser = argparse.ArgumentParser(prog="python -m bench.testbed", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few methods, no tuning, one seed")
-    quick = parser.parse_args().quick
+    parser.add_argument("--group", choices=GROUPS, help="only these, beside the baseline")
+    chosen = parser.parse_args()
+    quick = chosen.quick
     groups = {"a few, not tuned": QUICK} if quick else GROUPS
+    if chosen.group:
+        groups = {name: GROUPS[name] for name in ("baseline", chosen.group)}
     methods = [method for group in groups.values() for method in group]
     rounds, began = QUICK_ROUNDS if quick else ROUNDS, time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="fedward-bench-") as name:
-        console.print(f"base: {substitution.pretrain(Path(name)):.1%} on the tasks it was taught")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="fedward-bench-") as folder:
+        taught = substitution.pretrain(Path(folder))
+        console.print(f"base: {taught:.1%} on the tasks it was taught")
         seeds = SEEDS[:1] if quick else SEEDS
-        tuning, runs = run_all(Path(name), methods, seeds=seeds, rounds=rounds, tuned=not quick)
-    chosen = tuning or {name: found[0] for name, found in runs.items()}
-    reached = {name: size for name in chosen if (size := chosen[name].bytes_to(zstd=True))}
+        tuning, runs = run_all(Path(folder), methods, seeds=seeds, rounds=rounds, tuned=not quick)
+    first = tuning or {name: found[0] for name, found in runs.items()}
+    reached = {name: size for name in first if (size := first[name].bytes_to(zstd=True))}
     best = verdict(min(reached, key=lambda name: reached[name]), runs)
     write_results(
-        "testbed-quick" if quick else "testbed",
+        "-".join(["testbed", *(["quick"] * quick), *filter(None, [chosen.group])]),
         f"Small federation, {rounds} rounds, {len(seeds)} seed(s): payload MB to {TARGET:.0%}",
         ["method", "rate", "rounds", "MB", "fewer", "MB, zstd", "fewer", "final, %"],
         table(groups, runs),

@@ -185,6 +185,31 @@ def test_the_proximal_term_pulls_back(made: Resident) -> None:
     assert norms[0] > norms[1] > norms[2]
 
 
+@pytest.mark.parametrize("mu", [0.0, 0.5, 2.0])
+def test_the_proximal_term_moves_the_optimum_as_theory_says(
+    made: Resident, monkeypatch: pytest.MonkeyPatch, mu: float
+) -> None:
+    """For a loss h/2 |w - t|^2 training ends at (h t + mu w_received) / (h + mu)."""
+    assert made.adapter is not None
+    received, h = initial(made.adapter.manifest, 0), 0.5
+    goal = received + 0.1
+    made.adapter.load(goal)
+    targets = [parameter.detach().clone() for parameter in made.adapter.parameters]
+
+    def quadratic(resident: Resident, batch: Any) -> torch.Tensor:
+        assert resident.adapter is not None
+        pairs = zip(resident.adapter.parameters, targets, strict=True)
+        total = sum(((w - t) ** 2).sum() for w, t in pairs)
+        return h / 2 * total * len(batch.targets)  # the trainer divides by the targets
+
+    monkeypatch.setattr(training, "response_loss", quadratic)
+    made.adapter.load(received)
+    plan = Plan(1, 1e-3, 0.0, 1e9, 0, proximal_mu=mu)
+    train(made, made.adapter, TOKENS, np.zeros(400, np.int64), plan, lambda *_: None)
+    optimum = (h * goal + mu * received) / (h + mu)
+    np.testing.assert_allclose(made.adapter.read(), optimum, atol=1e-4)
+
+
 def test_a_slow_site_stops_in_time_and_counts_what_it_did(
     made: Resident, monkeypatch: pytest.MonkeyPatch
 ) -> None:
