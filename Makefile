@@ -42,7 +42,7 @@ check: dev         ## style, types, architecture; changes nothing
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
 compose-test: dev  ## the containers, for real; needs a Docker engine with compose
-	$(BIN)/python -m pytest tests/docker
+	$(BIN)/python -m pytest -v -s tests/docker
 
 chart: install     ## the chart's schema, reference page and copies of boards and rules
 	$(BIN)/python helm/tools/generate.py

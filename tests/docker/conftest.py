@@ -39,7 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.docker)
         item.add_marker(pytest.mark.timeout(1800))
         if reason:
-            item.add_marker(pytest.mark.skip(reason=reason))
+            why = f"{reason}: the containers were not tested (`make compose-test`)"
+            item.add_marker(pytest.mark.skip(reason=why))
 
 
 @pytest.fixture(scope="session")

@@ -46,6 +46,11 @@ def test_every_service_accepts_its_settings(plan: Plan) -> None:
     assert aggregator.private.host == "127.0.0.1"
     control_plane = load_control_plane(plan.out / "control-plane" / "control-plane.toml")
     assert all(file.exists() for file in control_plane.certificates.values())
+    assert set(control_plane.certificates) == {"ca", "aggregator", "coordinator", "operator"}
+    assert control_plane.revocation_list
+    assert control_plane.revocation_list.exists()
+    registry = load_registry(control_plane.registry)
+    assert all(site.not_after is not None for site in registry.active().values())
     for site in SITES:
         for part in ("link", "trainer"):
             settings = load_site(plan.out / f"{site}-{part}" / "site.toml")

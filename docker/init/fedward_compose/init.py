@@ -207,8 +207,13 @@ def _control_plane(
     for role, token in tokens.items():
         _write(folder / "tokens" / f"{role}.token", token, PRIVATE)
     (folder / "certificates").mkdir(exist_ok=True)
-    watched = {"ca": paths.ca, "aggregator": paths.aggregator.cert}
-    watched |= {name: site.client.cert for name, site in paths.sites.items()}
+    # Hospitals' are in the registry.
+    watched = {
+        "ca": paths.ca,
+        "aggregator": paths.aggregator.cert,
+        "coordinator": paths.coordinator.cert,
+        "operator": paths.operator.cert,
+    }
     for name, file in watched.items():
         _copy(file, folder / "certificates" / f"{name}.crt")
     _write_toml(
