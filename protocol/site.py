@@ -5,7 +5,7 @@ this; where both speak of the same thing, the narrower wins.
 """
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -138,6 +138,11 @@ class TrainerSettings(Section):
     signing_key: Path = Field(description="this site's Ed25519 key (PEM), signs what leaves")
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto takes a CUDA GPU if there is one"
+    )
+    devices: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field(
+        default="auto",
+        description="processes that train one batch together, a GPU each; auto: every GPU there "
+        "is, one process on a CPU",
     )
     threads: int = Field(
         default=0, ge=0, le=1024, description="CPU threads for torch; 0 leaves torch's default"

@@ -271,9 +271,13 @@ def _at(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 class Shelf:
     """The resident base models of this process."""
 
-    def __init__(self, site: SiteSettings) -> None:
+    def __init__(self, site: SiteSettings, *, index: int = 0) -> None:
+        """`index` is the GPU's among several."""
         self.site = site
         self.device = choose_device(site.trainer.device)
+        if index and self.device.type == "cuda":
+            self.device = torch.device("cuda", index)
+            torch.cuda.set_device(self.device)
         self.loads = 0
         self._kept: dict[tuple[object, ...], Resident] = {}
 

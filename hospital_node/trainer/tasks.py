@@ -35,13 +35,14 @@ from protocol.study import StudySettings
 from . import sampling, tokens
 from .adapter import Adapter, Vector, affordable_rank, initial, of_smaller_rank, tensors_of
 from .board import Board
+from .crew import Crew
 from .data import Rows
 from .errors import Cancelled, Refusal
 from .evaluation import evaluate
 from .live_data import LiveData
 from .merging import merge
 from .model import Resident, Shelf
-from .preference import Pairs, evaluate_pairs, paired_rows
+from .preference import Pairs, ask_base, evaluate_pairs, paired_rows
 from .templates import Template
 from .training import Done, Plan, train
 from .wire import Received, Wire
@@ -97,6 +98,7 @@ class Tasks:
         """`secret` keys the fingerprint of the data."""
         self.site = site
         self.shelf = Shelf(site)
+        self.crew = Crew(site)
         self._data = data
         self._wire = Wire(site.state)
         self._secret = secret
@@ -173,9 +175,7 @@ class Tasks:
         rows = self._rows_of(ready, request.settings, request.round, steps)
         self._board.enter(TrainerState.TRAINING, steps)
         with clock("train"):
-            done = train(
-                ready.resident, ready.adapter, ready.train, rows, plan, self._on_step(check)
-            )
+            done = self._together(ready, request.settings, rows, plan, self._on_step(check))
             delta = ready.adapter.read() - received.adapter
         passes = self._epoch(ready, request.settings, request.round, len(done.losses))
         training = _training(done, delta, passes)
@@ -214,7 +214,7 @@ class Tasks:
                 rate = learning_rate(settings.training, number, rounds)
                 rows = self._rows_of(ready, settings, number, steps)
                 plan = self._plan(settings, number, rate)
-                done = train(ready.resident, ready.adapter, ready.train, rows, plan, on_step)
+                done = self._together(ready, settings, rows, plan, on_step)
                 total.losses += done.losses
                 total.tokens += done.tokens
                 total.examples += done.examples
@@ -226,11 +226,31 @@ class Tasks:
 
     # Their parts
 
+    def _together(
+        self,
+        ready: _Ready,
+        settings: StudySettings,
+        rows: Any,
+        plan: Plan,
+        on_step: Callable[[float, int], None],
+    ) -> Done:
+        """Train the adapter that is in the model now, on all of this site's GPUs."""
+        resident, adapter, examples = ready.resident, ready.adapter, ready.train
+        if resident.changed:  # rounds have added to this process's base and to no other's
+            return train(resident, adapter, examples, rows, plan, on_step)
+        if isinstance(examples, Pairs):
+            ask_base(resident, examples, rows, lambda: None)
+        with self.crew.work(
+            settings.model, adapter.settings, adapter.read(), examples, rows, plan
+        ) as team:
+            return train(resident, adapter, examples, rows, plan, on_step, team)
+
     def _ready(self, request: Request, clock: _Clock) -> _Ready:
         """The base, the adapter and the tokens for a request; from memory when they are there."""
         settings = request.settings
         self._board.enter(TrainerState.LOADING)
         with clock("load"):
+            self.crew.read_base(settings.model)
             resident = self.shelf.get(settings.model, base=_base_wanted(request))
             prepares = request.task is Task.PREPARE
             rank = self._rank(resident, settings) if prepares else request.rank

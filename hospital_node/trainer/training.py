@@ -23,6 +23,7 @@ from .batches import Batch, Sized, by_length
 from .errors import Refusal
 from .model import Resident
 from .preference import Pairs, ask_base, pair_loss
+from .team import Team
 from .tokens import TokenSet
 
 log = logging.getLogger("fedward.trainer")
@@ -66,10 +67,12 @@ def train(
     rows: NDArray[np.int64],
     plan: Plan,
     on_step: Callable[[float, int], None],
+    team: Team | None = None,
 ) -> Done:
     """Train the adapter that is in `resident` now, on `rows` in order, `plan.batch_size` a step.
 
-    Pairs are trained on by DPO (`preference`), sequences by their responses' cross-entropy.
+    Pairs are trained on by DPO (`preference`), sequences by their responses' cross-entropy. With a
+    `team`, several processes call this with the same arguments and do the steps together.
 
     `on_step(loss, tokens)` is called after each step; what it raises ends the training there.
 
@@ -86,18 +89,25 @@ def train(
     optimizer = _optimizer(parameters, plan, resident.device, fused=not half)
     # float16 gradients underflow without it; for the other types it does nothing.
     scaler = torch.amp.GradScaler(resident.device.type, enabled=half)
-    torch.manual_seed(plan.seed)
+    torch.manual_seed(plan.seed + (team.rank if team is not None else 0))
     done = Done()
     began = time.monotonic()
     resident.model.train()
     try:
         for start in range(0, len(rows), plan.batch_size):
-            if done.losses and time.monotonic() - began >= plan.seconds:
+            late = bool(done.losses) and time.monotonic() - began >= plan.seconds
+            if team is not None:
+                late = team.agree(stop=late)
+            if late:
                 log.info("stopped after %d steps, %g s", len(done.losses), plan.seconds)
                 break
             chosen = by_length(examples, rows[start : start + plan.batch_size])
             optimizer.zero_grad(set_to_none=True)
-            loss, count = _gradients(resident, examples, chosen, plan, scaler, optimizer)
+            mine = chosen if team is None else team.share(chosen)
+            weight = _weight(examples, chosen)
+            loss, count = _gradients(resident, examples, mine, weight, plan, scaler, optimizer)
+            if team is not None:
+                loss, count = team.add_up(parameters, loss, count)
             if not math.isfinite(loss):
                 raise Refusal(
                     Reason.NOT_FINITE, f"the loss is {loss} at step {len(done.losses) + 1}"
@@ -198,20 +208,21 @@ def _gradients(
     resident: Resident,
     examples: TokenSet | Pairs,
     rows: NDArray[np.int64],
+    weight: int,
     plan: Plan,
     scaler: Any,
     optimizer: torch.optim.Optimizer,
 ) -> tuple[float, int]:
-    """Add the batch's gradient to the parameters; returns its mean loss and its real tokens.
+    """Add the gradient of `rows` to the parameters; returns their part of the batch's mean loss,
+    which is a sum divided by the whole batch's `weight`, and their real tokens.
 
     A batch that does not fit is halved as long as a pass keeps the device busy, then activations
     are computed again instead of kept (a third more work), then it is halved on. What was found is
     remembered. The gradient is a sum over examples divided by the batch's weight, so the result is
     the same.
     """
-    weight = _weight(examples, rows)
     while True:
-        size = resident.micro_batch or len(rows)
+        size = resident.micro_batch or max(1, len(rows))
         try:
             total, count = 0.0, 0
             for start in range(0, len(rows), size):

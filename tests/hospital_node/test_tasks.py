@@ -36,11 +36,12 @@ class Lab:
 
     site: SiteFolder
     extra: str = ""
+    trainer: str = ""
     secret: bytes = b"k" * 32
     drawn: list[list[int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.settings = self.site.settings(extra=self.extra)
+        self.settings = self.site.settings(extra=self.extra, trainer=self.trainer)
         self.settings.state.mkdir(parents=True, exist_ok=True)
         board = Board(self.site.name, HealthReader(self.settings.state, lambda: 0))
         data = LiveData(self.settings.data)
