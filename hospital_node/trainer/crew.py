@@ -190,21 +190,32 @@ class Crew:
 
     def _why(self, error: Exception) -> Refusal:
         """What a helper says, or how it ended, as the reason; ends them all."""
-        found: Refusal | None = error if isinstance(error, Refusal) else None
+        found = [error] if isinstance(error, Refusal) else []
         for process, pipe in self._helpers:
-            with suppress(OSError, EOFError):
-                while found is None and pipe.poll(_LAST_WORDS_SECONDS):
-                    said = pipe.recv()
-                    if said.reason is not None:
-                        found = Refusal(said.reason, said.sentence)
-            code = process.poll()
-            if found is None and code is not None:
-                found = Refusal(
-                    Reason.TRAINER_ERROR,
-                    f"a helper process ended with {code} while it worked; it is started again",
-                )
+            said = _last_words(pipe)
+            with suppress(subprocess.TimeoutExpired):
+                code = process.wait(_LAST_WORDS_SECONDS)
+                if code:
+                    said = Refusal(
+                        Reason.TRAINER_ERROR,
+                        f"a helper process ended with {code} while it worked; it is started again",
+                    )
+            if said is not None:
+                found.append(said)
         self.close()
-        return found or Refusal(Reason.TRAINER_ERROR, f"the helper processes: {error}")
+        # Who lost a neighbour says so in general words; the neighbour's own are better.
+        found.sort(key=lambda one: (one.reason is Reason.TRAINER_ERROR, "ended" not in str(one)))
+        return found[0] if found else Refusal(Reason.TRAINER_ERROR, f"a helper process: {error}")
+
+
+def _last_words(pipe: Connection) -> Refusal | None:
+    """The reason a helper gives, if it still gives one."""
+    with suppress(OSError, EOFError):
+        while pipe.poll(_LAST_WORDS_SECONDS):
+            said = pipe.recv()
+            if said.reason is not None:
+                return Refusal(said.reason, said.sentence)
+    return None
 
 
 def _spawn(begin: Begin) -> tuple[subprocess.Popen[bytes], Connection]:
