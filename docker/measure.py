@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,13 +66,22 @@ def start() -> None:
     down = ("compose", "-p", PROJECT, "down", "--volumes", "--remove-orphans")
     docker(*down)
     stream, begin = events(), time.time()
-    command = ["docker", "compose", "-p", PROJECT, "up", "-d"]
-    up = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+
+    def up() -> None:
+        """If it fails there will be no more to follow."""
+        command = ["docker", "compose", "-p", PROJECT, "up", "-d"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            print(done.stderr[-2000:])
+            stream.terminate()
+
+    thread = threading.Thread(target=up)
+    thread.start()
     try:
         report(stream, begin)
     finally:
         stream.terminate()
-        up.wait()
+        thread.join()
         docker(*down)
 
 
@@ -87,6 +97,8 @@ def report(stream: subprocess.Popen[str], begin: float) -> None:
         elif (service, what) == ("first-study", "die"):
             end = f"first study ended after {when - begin:.0f} s, exit status {status}"
             break
+    else:
+        raise SystemExit("the first study did not end")
     print("\n| service | started after | well after its own start |\n|---|---|---|")
     for service, when in sorted(well.items(), key=lambda item: item[1]):
         print(f"| {service} | {begun[service] - begin:.0f} s | {when - begun[service]:.1f} s |")

@@ -171,12 +171,25 @@ def test_a_full_volume_at_a_hospital_does_not_stop_the_others(stack: Stack) -> N
     full = ("compose", "-p", PROJECT, "-f", "compose.yaml", "-f", "-")
     docker(*full, "up", "-d", "--no-deps", "hospital-b-trainer", text=override)
     try:
-        fill = "open('/state/fill','wb').write(bytes(2 << 20))"
-        stack.python("hospital-b-trainer", fill, check=False)
-        study = stack.submit(f"full-{next(NAMES)}", 3, minimum_sites=1, join_seconds=120)
+        stack.wait(lambda: stack.health("hospital-b-trainer") == "healthy", 200, "small disk")
+        fill = (
+            "import os; file = open('/state/fill', 'wb', buffering=0)\n"
+            "try:\n    while True: file.write(bytes(4096))\n"
+            "except OSError as error: print(error.strerror)"
+        )
+        assert stack.python("hospital-b-trainer", fill).strip() == "No space left on device"
+        study = stack.submit(f"full-{next(NAMES)}", 3, minimum_sites=1, join_seconds=60)
         finished = stack.wait_finished(study, STUDY_SECONDS)
         sites = {site["site"]: site for site in finished["sites"]}
-        assert sites["hospital-a"]["rounds_ok"] >= 3
+        assert sites["hospital-a"]["rounds_ok"] == 3
+        assert not sites.get("hospital-b", {}).get("rounds_ok")
+        nodes = {node["site"]: node for node in stack.api("nodes")}
+        print(f"\nof the full disk is known: {nodes['hospital-b']['progress']['health']}")
+        # With room again it takes part again, without a restart.
+        stack.python("hospital-b-trainer", "import os; os.remove('/state/fill')")
+        study = stack.submit(f"full-{next(NAMES)}", 2, minimum_sites=2)
+        finished = stack.wait_finished(study, STUDY_SECONDS)
+        assert {site["rounds_ok"] for site in finished["sites"]} == {2}
     finally:
         compose("up", "-d", "--no-deps", "hospital-b-trainer")
         docker("volume", "rm", volume, check=False)
