@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 COOKIE: Final = "__Host-fedward"  # the prefix makes browsers insist on Secure, Path=/ and our host
 CSRF_HEADER: Final = "X-Fedward-CSRF"
 READERS: Final = (Role.OPERATOR, Role.COORDINATOR)
+GUESSING: Final = (("api", "wrong_token"), ("login", "wrong_token"), ("report", "bad_signature"))
 SAFE_METHODS: Final = ("GET", "HEAD")
 ADDRESSES: Final = 10_000  # remembered failures; beyond, the oldest address is forgotten
 
@@ -99,6 +100,9 @@ class Access:
         self._failures = Failures(failures_per_minute)
         self._refused = Tally()
         self._refused_lock = threading.Lock()
+        # A counter that is first seen at 20 has no increase; the alert needs to have seen its 0.
+        for surface, reason in GUESSING:
+            self._refused.add(metrics.REQUESTS_REFUSED, 0.0, surface=surface, reason=reason)
 
     def principal(self, request: Request) -> Principal:
         """Who sends this request.

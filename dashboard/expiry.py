@@ -10,16 +10,17 @@ from datetime import UTC, datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from protocol.registry import Registry
+from protocol.registry import EnrolledSite, Registry
 from protocol.study import StudySettings
 
 from . import views
-from .certificates import next_update, not_after
+from .certificates import Validity, of_certificate, of_lists
 from .models import Round, Study
 from .problems import Problem
 from .settings import ControlPlaneSettings
 
 WARN_DAYS = (1, 7, 30)
+SHORT_DAYS = 60  # of life; the alert rules have the same number, in seconds
 PEOPLE = {"coordinator", "operator"}  # a study goes on without their certificates
 FORECAST_ROUNDS = 10
 
@@ -28,19 +29,24 @@ _RENEW = {"ca": "`fedward certs rotate --ca`"}
 _SERVER = "`fedward certs rotate`"
 
 
-def ends(settings: ControlPlaneSettings, registry: Registry) -> dict[str, float]:
-    """Each certificate's end in unix seconds, by name; of hospitals, those that are enrolled."""
+def validities(settings: ControlPlaneSettings, registry: Registry) -> dict[str, Validity]:
+    """From when until when each certificate is good; of hospitals, those that are enrolled."""
     found = {
-        name: site.not_after.timestamp()
+        name: Validity(_issued(site), site.not_after.timestamp())
         for name, site in registry.active().items()
         if site.not_after is not None
     }
     files = {"control-plane": settings.listen.certificate, **settings.certificates}
     for name, file in files.items():
-        moment = not_after(file)
-        if moment is not None:
-            found[name] = moment
+        known = of_certificate(file)
+        if known is not None:
+            found[name] = known
     return found
+
+
+def _issued(site: EnrolledSite) -> float | None:
+    moment = site.renewed_at or site.enrolled_at
+    return moment.timestamp() if moment is not None else None
 
 
 def certificate_views(
@@ -50,31 +56,36 @@ def certificate_views(
     found = [
         views.CertificateView(
             name=name,
-            not_after=end,
-            warning=warning(end, now),
+            not_after=known.end,
+            warning=warning(known, now),
             renew=_command(name, registry),
         )
-        for name, end in ends(settings, registry).items()
+        for name, known in validities(settings, registry).items()
     ]
-    if settings.revocation_list and (end := next_update(settings.revocation_list)):
+    if settings.revocation_list and (listed := of_lists(settings.revocation_list)):
         # It lives a week and is renewed daily, so only its last day is worth a word.
-        late = warning(end, now) in {0, 1}
+        days = warning(listed, now)
         found.append(
             views.CertificateView(
                 name="revocation-list",
-                not_after=end,
-                warning=warning(end, now) if late else None,
+                not_after=listed.end,
+                warning=days if days in {0, 1} else None,
                 renew="`fedward certs rotate --crl`",
             )
         )
     return sorted(found, key=lambda one: one.not_after)
 
 
-def warning(end: float, now: float) -> int | None:
-    """1, 7 or 30 when fewer days than that are left, 0 when it has ended, else None."""
-    if end <= now:
+def warning(known: Validity, now: float) -> int | None:
+    """1, 7 or 30 when fewer days than that are left, 0 when it has ended, else None.
+
+    A certificate that lives a month is renewed in its last third; 30 days say nothing about it.
+    """
+    if known.end <= now:
         return 0
-    return next((days for days in WARN_DAYS if end - now < days * 86400), None)
+    short = known.begin is not None and known.end - known.begin <= SHORT_DAYS * 86400
+    days = WARN_DAYS[:-1] if short else WARN_DAYS
+    return next((one for one in days if known.end - now < one * 86400), None)
 
 
 def check_study(
@@ -88,7 +99,8 @@ def check_study(
     now = time.time()
     seconds, how = estimate(session, asked)
     sites = set(asked.sites or registry.active())
-    for name, end in ends(settings, registry).items():
+    for name, known in validities(settings, registry).items():
+        end = known.end
         needed = name in sites if name in registry.sites else name not in PEOPLE
         if needed and end < now + seconds:
             raise Problem(

@@ -20,9 +20,9 @@ from protocol.states import SiteOutcome, StudyState
 from protocol.study import StudySettings
 
 from .access import READERS
-from .certificates import next_update
+from .certificates import of_lists
 from .depends import ThePlane
-from .expiry import ends
+from .expiry import validities
 from .gauges import hospital_samples
 from .models import Counter, Round, SiteRound, SiteTotal, Study
 from .plane import Plane
@@ -164,23 +164,24 @@ def _outcomes(session: Session, study: Study, asked: int) -> list[tuple[str, int
     return [*((str(name), counts.get(name, 0)) for name in SiteOutcome), ("pending", pending)]
 
 
-_SITE_GAUGES: Final = (
+_SITE_FIGURES: Final = (
     (metrics.SITE_TRAIN_LOSS, SiteTotal.train_loss),
     (metrics.SITE_EVALUATION_LOSS, SiteTotal.eval_loss),
     (metrics.SITE_EVALUATION_ACCURACY, SiteTotal.eval_accuracy),
     (metrics.SITE_UPDATE_NORM, SiteTotal.update_norm),
     (metrics.SITE_ROUND, SiteTotal.seconds),
     (metrics.SITE_LINK_RATE, SiteTotal.link_bytes_per_second),
+    (metrics.SITE_MISSED, SiteTotal.rounds_missed),
 )
 
 
 def _site_lines(blocks: Blocks, session: Session, study_id: str) -> None:
     rows = session.execute(
-        select(SiteTotal.site, *(column for _, column in _SITE_GAUGES))
+        select(SiteTotal.site, *(column for _, column in _SITE_FIGURES))
         .where(SiteTotal.study_id == study_id)
         .order_by(SiteTotal.site)
     ).all()
-    for place, (metric, _) in enumerate(_SITE_GAUGES, start=1):
+    for place, (metric, _) in enumerate(_SITE_FIGURES, start=1):
         head = f'{metric.name}{{study="{study_id}",site="'
         blocks[metric.name] += [
             f'{head}{row[0]}"}} {row[place]!r}' for row in rows if row[place] is not None
@@ -230,8 +231,10 @@ def _own_lines(blocks: Blocks, plane: Plane) -> None:
     free, size = plane.disk()
     put(metrics.STATE_DISK_FREE, free)
     put(metrics.STATE_DISK_SIZE, size)
-    for name, moment in sorted(ends(plane.settings, registry).items()):
-        put(metrics.CERTIFICATE_NOT_AFTER, moment, f'certificate="{name}"')
-    listed = plane.settings.revocation_list
-    if listed is not None and (moment := next_update(listed) or 0.0):
-        put(metrics.REVOCATION_LIST_END, moment)
+    for name, known in sorted(validities(plane.settings, registry).items()):
+        put(metrics.CERTIFICATE_NOT_AFTER, known.end, f'certificate="{name}"')
+        if known.begin is not None:
+            put(metrics.CERTIFICATE_NOT_BEFORE, known.begin, f'certificate="{name}"')
+    listed = plane.settings.revocation_list and of_lists(plane.settings.revocation_list)
+    if listed:
+        put(metrics.REVOCATION_LIST_END, listed.end)

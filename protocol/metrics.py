@@ -125,6 +125,12 @@ SITE_RESULTS = _counter(
     "outcome",
     "reason",
 )
+SITE_MISSED = _counter(
+    "site_missed_rounds_total",
+    "Rounds in which the site was late, lost, refused or failed; 0 from the start.",
+    "study",
+    "site",
+)
 SITE_RESENT = _counter(
     "site_resent_total", "Requests sent again after a node restarted.", "study", "site"
 )
@@ -214,6 +220,11 @@ AGGREGATOR_SEEN = _gauge(
 SITES_ENROLLED = _gauge("sites_enrolled", "Hospitals in the registry.", "status")
 CERTIFICATE_NOT_AFTER = _gauge(
     "certificate_not_after_timestamp_seconds", "End of a certificate's validity.", "certificate"
+)
+CERTIFICATE_NOT_BEFORE = _gauge(
+    "certificate_not_before_timestamp_seconds",
+    "Beginning of a certificate's validity.",
+    "certificate",
 )
 REVOCATION_LIST_END = _gauge(
     "revocation_list_end_timestamp_seconds",

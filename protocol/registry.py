@@ -14,7 +14,7 @@ from typing import Literal
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import SettingsError
 from .study import Name
@@ -28,7 +28,14 @@ class EnrolledSite(BaseModel):
     node_public_key: str = Field(pattern=r"^ecdsa-sha2-\S+ \S+")  # OpenSSH, for Flower
     signing_public_key: str  # Ed25519, PEM; signs every reply
     revoked_at: datetime | None = None  # from then on, nothing of the site is accepted
+    enrolled_at: datetime | None = None
+    renewed_at: datetime | None = None
     not_after: datetime | None = None  # end of its newest certificate
+
+    @field_validator("enrolled_at", "renewed_at", "not_after", mode="before")
+    @classmethod
+    def _blank_is_none(cls, value: object) -> object:
+        return None if value == "" else value
 
     @property
     def verify_key(self) -> Ed25519PublicKey:

@@ -192,6 +192,15 @@ HOSPITAL: Final = Dashboard(
                     stacked=True,
                 ),
                 Panel(
+                    "Rounds missed",
+                    (
+                        query(
+                            f"increase(fedward_site_missed_rounds_total{{{BOTH}}}[1h])", "{{site}}"
+                        ),
+                    ),
+                    minimum=0,
+                ),
+                Panel(
                     "Sent again",
                     (query(f"increase(fedward_site_resent_total{{{BOTH}}}[15m])", "{{site}}"),),
                     minimum=0,

@@ -12,7 +12,7 @@ SECURITY: Final = Dashboard(
     annotations=(FAULTS,),
     rows=(
         Row(
-            "Certificates and enrolment",
+            "Certificates",
             (
                 Panel(
                     "Certificates are valid for",
@@ -32,6 +32,23 @@ SECURITY: Final = Dashboard(
                     ),
                 ),
                 Panel(
+                    "Certificates' lives are over by",
+                    (
+                        now(
+                            "(time() - fedward_certificate_not_before_timestamp_seconds) / "
+                            "(fedward_certificate_not_after_timestamp_seconds - "
+                            "fedward_certificate_not_before_timestamp_seconds)",
+                            "{{certificate}}",
+                        ),
+                    ),
+                    kind="bargauge",
+                    unit="percentunit",
+                    help="Renewal is due in the last third.",
+                    steps=((None, "green"), (0.67, "yellow"), (0.9, "red")),
+                    minimum=0,
+                    maximum=1,
+                ),
+                Panel(
                     "The revocation list is valid for",
                     (
                         now(
@@ -43,6 +60,11 @@ SECURITY: Final = Dashboard(
                     unit="s",
                     steps=((None, "red"), (86_400.0, "orange"), (172_800.0, "green")),
                 ),
+            ),
+        ),
+        Row(
+            "Enrolment",
+            (
                 Panel(
                     "Hospitals in the registry",
                     (now("fedward_sites_enrolled", "{{status}}"),),

@@ -198,12 +198,8 @@ CASES = [
     Case(
         "FedwardSiteFailing",
         30,
-        {
-            "fedward_site_results_total{study='s',site='a',outcome='late',reason='too_late'}": (
-                "0+1x40"
-            )
-        },
-        {"fedward_site_results_total{study='s',site='a',outcome='ok',reason=''}": "0+1x40"},
+        {"fedward_site_missed_rounds_total{study='s',site='a'}": "0x10 1x5 2x5 3x20"},
+        {"fedward_site_missed_rounds_total{study='s',site='a'}": "0x10 1x40"},
         {"study": "s", "site": "a"},
     ),
     Case(
@@ -250,7 +246,12 @@ CASES = [
             {
                 "fedward_certificate_not_after_timestamp_seconds{certificate='ca'}": (
                     f"{90 * DAY}x10"
-                )
+                ),
+                # One that lives thirty days in all, on its second.
+                "fedward_certificate_not_after_timestamp_seconds{certificate='a'}": (
+                    f"{29 * DAY}x10"
+                ),
+                "fedward_certificate_not_before_timestamp_seconds{certificate='a'}": f"{-DAY}x10",
             },
             {"certificate": "ca"},
         )
