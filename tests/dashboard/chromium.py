@@ -10,10 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from .service import free_port
 
 NEEDED = ("chromium", "chromedriver")
+LOADED = (
+    "document.querySelector('#main h1')"
+    " && !document.querySelector('#main h1').textContent.includes('Log in')"
+)
+_QUIET = (  # nothing but the page that is looked at
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 
 def missing() -> str:
@@ -101,6 +114,35 @@ class Browser:
         entries = self._post("/se/log", {"type": "browser"})
         return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
 
+    def log_in(self, url: str, token: str) -> None:
+        """Through the form, until the overview is drawn."""
+        self.go(url + "/", "document.getElementById('token')")
+        self.run(
+            "const token = document.getElementById('token');"
+            "token.value = arguments[0]; token.form.requestSubmit();",
+            token,
+        )
+        self.wait("document.querySelectorAll('.u-wrap').length === 3", 30)
+
+    def judge(self, file: Path, width: int, axe: str) -> None:
+        """Take a picture of the page; it must fit, and axe (its source) find nothing serious."""
+        self.wait("document.querySelector('#main h1').offsetHeight > 0")
+        assert self.run("return document.documentElement.scrollWidth") <= width
+        self.screenshot(file)
+        assert file.stat().st_size > 5_000
+        if not axe:
+            pytest.skip("axe-core cannot be fetched by npm")
+        self.run(axe)
+        found: list[dict[str, Any]] = self.run_async(
+            "const done = arguments[0]; axe.run().then((found) => done(found.violations))"
+        )
+        serious = [
+            (one["id"], [node["html"] for node in one["nodes"]][:3])
+            for one in found
+            if one["impact"] in {"serious", "critical"}
+        ]
+        assert serious == []
+
     def _cdp(self, command: str, parameters: dict[str, Any]) -> Any:
         return self._post("/goog/cdp/execute", {"cmd": command, "params": parameters})
 
@@ -120,7 +162,7 @@ def browser() -> Iterator[Browser]:
     )
     options = {
         # No sandbox: containers that run tests rarely allow one. No /dev/shm: often 64 MB there.
-        "args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"],
+        "args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", *_QUIET],
     }
     wanted = {
         "acceptInsecureCerts": True,

@@ -60,19 +60,19 @@ function nodeWord(node) {
   if (node.revoked) return ["revoked", "bad"];
   if (node.up) return ["up", "good"];
   if (node.status === "online") return ["silent", "warn"];
-  return [node.status === "unregistered" ? "not seen" : "down", node.status === "unregistered" ? "wait" : "bad"];
+  return node.last_heartbeat_at === null ? ["not seen", "wait"] : ["down", "bad"];
 }
 
+// One line for all of a hospital's GPUs; its own page lists them.
 function gpuWord(health) {
-  if (!health || health.gpus.length === 0) return "none";
-  return health.gpus
-    .map((gpu) => {
-      const parts = [`${format.bytes(gpu.memory_used_bytes)} of ${format.bytes(gpu.memory_total_bytes)}`];
-      if (gpu.utilisation !== undefined && gpu.utilisation !== null) parts.push(format.percent(gpu.utilisation));
-      if (gpu.temperature_celsius !== undefined && gpu.temperature_celsius !== null) parts.push(`${Math.round(gpu.temperature_celsius)} °C`);
-      return parts.join(", ");
-    })
-    .join("; ");
+  const gpus = health?.gpus ?? [];
+  if (gpus.length === 0) return "none";
+  const sum = (name) => gpus.reduce((total, gpu) => total + gpu[name], 0);
+  const most = (name) => Math.max(...gpus.map((gpu) => gpu[name] ?? -1));
+  const parts = [`${format.bytes(sum("memory_used_bytes"))} of ${format.bytes(sum("memory_total_bytes"))}`];
+  if (most("utilisation") >= 0) parts.push(format.percent(most("utilisation")));
+  if (most("temperature_celsius") >= 0) parts.push(`${Math.round(most("temperature_celsius"))} °C`);
+  return `${gpus.length > 1 ? `${gpus.length}: ` : ""}${parts.join(", ")}`;
 }
 
 export function nodeTable() {
@@ -138,11 +138,10 @@ export function siteTable(study) {
     columns: [
       { head: "Hospital", cell: (site, td) => linkCell(td, `/hospitals/${site.site}?study=${study}`, site.site) },
       { head: "Newest answer", cell: (site, td) => pillCell(td, site.reason ? `${site.outcome}: ${site.reason.replaceAll("_", " ")}` : site.outcome, format.OUTCOME_TONE[site.outcome]) },
-      { head: "Rounds", number: true, cell: (site) => `${site.rounds_ok} in, ${site.rounds_missed} out` },
+      { head: "Rounds", number: true, cell: (site) => (site.rounds_missed ? `${site.rounds_ok}, missed ${site.rounds_missed}` : String(site.rounds_ok)) },
       { head: "Loss", number: true, cell: (site) => format.loss(site.eval_loss) },
       { head: "Accuracy", number: true, cell: (site) => format.percent(site.final_accuracy ?? site.eval_accuracy) },
-      { head: "Rows", number: true, minor: true, cell: (site) => format.count(site.train_examples) },
-      { head: "Data", minor: true, cell: (site) => (site.data_fingerprint ? site.data_fingerprint.slice(0, 8) : "–") },
+      { head: "Data", minor: true, cell: (site) => `${format.count(site.train_examples)} rows, ${site.data_fingerprint?.slice(0, 6) ?? "–"}` },
       { head: "Base model", number: true, minor: true, cell: (site) => format.percent(site.base_accuracy) },
       { head: "Alone", number: true, minor: true, cell: (site) => format.percent(site.lone_accuracy) },
       { head: "Up", number: true, cell: (site) => format.bytes(site.bytes_up) },
