@@ -94,7 +94,9 @@ def _measure(service: Service, count: int, rounds: int) -> dict[str, float]:
         found["long study in Chromium until drawn, ms"] = _page(service, f"/studies/{LONG}")
     database = service.folder / "state" / "control-plane.sqlite"
     found["database, MB"] = database.stat().st_size / 1e6
-    found["database of 1,000 rounds of 10 hospitals, MB"] = _size(service.folder / "ten.sqlite")
+    part = rounds // 10
+    file = service.folder / "ten.sqlite"
+    found[f"database of {part:,} rounds of 10 hospitals, MB"] = _size(file, part)
     return found
 
 
@@ -181,14 +183,14 @@ def _cpu_ms(service: Service, client: httpx.Client, path: str) -> float:
     return 1000 * (after.user + after.system - before.user - before.system) / CPU_TIMES
 
 
-def _size(file: Path) -> float:
+def _size(file: Path, rounds: int) -> float:
     """What the database of an ordinary study weighs on the disk."""
     sites = tuple(f"hospital-{number}" for number in range(10))
     story = Story("ten-000001")
     database = Database(f"sqlite:///{file}")
     with database.writing() as session:
         record(session, story.beginning(sites))
-    for first in range(1, 1_000, 50):
+    for first in range(1, rounds, 50):
         events = [e for number in range(first, first + 50) for e in story.a_round(number, sites)]
         with database.writing() as session:
             record(session, events)
