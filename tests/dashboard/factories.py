@@ -273,8 +273,8 @@ class Hospitals:
         return framed(progress(site, **more), self.keys[site])
 
 
-def certificate(folder: Path, *, days: float = 365.0) -> tuple[Path, Path]:
-    """A self-signed certificate for loopback, and its key."""
+def certificate(folder: Path, *, days: float = 365.0, age: float = 0.1) -> tuple[Path, Path]:
+    """A self-signed certificate for loopback, and its key; `days` are left, `age` are gone."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "control plane of a test")])
     now = datetime.datetime.now(datetime.UTC)
@@ -284,7 +284,7 @@ def certificate(folder: Path, *, days: float = 365.0) -> tuple[Path, Path]:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_before(now - datetime.timedelta(days=age))
         .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(
             x509.SubjectAlternativeName(

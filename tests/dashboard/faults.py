@@ -11,7 +11,6 @@ import time
 import psutil
 
 from certs import CA
-from certs.names import Role as Name
 from certs.rotation import refresh_lists, rotate_client, rotate_server
 from fedward.coordinator import Coordinator
 from protocol.control import FLEET_PREFIX, INGEST_EVENTS, STUDIES, Role
@@ -21,7 +20,7 @@ from protocol.registry import load_registry
 from protocol.states import StudyState, TrainerState
 from server._flower import KEY_HEADER, PROTOBUF, node_key_bytes
 
-from .factories import Story, health
+from .factories import Story, certificate, health
 from .live import Live, fill
 from .monitoring import Alertmanager, Prometheus
 
@@ -92,9 +91,9 @@ class Faults:
         paths = self.live.paths
         ca = CA.load(paths.ca_folder)
         day = dt.timedelta(days=1)
-        past = dt.datetime.now(dt.UTC) - 60 * day
-        old = ca.issue_client("coordinator", Name.COORDINATOR, 80 * day, now=past)
-        old.write(paths.coordinator.folder, "client")
+        # An old one that lived long, which a CA of today cannot have signed.
+        old, _ = certificate(self.live.folder, days=20, age=60)
+        old.replace(paths.coordinator.cert)
         rotate_client(ca, paths.operator.folder, paths.registry, lifetime=3 * day)
         rotate_server(ca, paths.aggregator.folder, paths.registry, lifetime=day / 2)
         refresh_lists(ca, [paths.aggregator.folder], lifetime=day / 2)
@@ -144,7 +143,7 @@ class Faults:
         killed in a round (requests sent again), whose ServerApp is killed three times
         (StudyInterrupted)."""
         live = self.live
-        rounds = {"count": 500, "minimum_sites": 1, "deadline_seconds": 20}
+        rounds = {"count": 500, "minimum_sites": 1, "deadline_seconds": 30}
         study_id = live.study(
             "shaken", sites=["alder"], rounds=rounds, training={"learning_rate": 3.0}
         )

@@ -16,7 +16,7 @@ from .service import free_port
 PROMETHEUS = Path(__file__).parents[2] / "dashboard" / "prometheus"
 RULES = PROMETHEUS / "rules" / "fedward.rules.yml"
 NEEDED = ("prometheus", "prometheus-alertmanager")
-HASTE = 60  # an alert that waits five minutes waits five seconds here
+HASTE = 20  # an alert that waits five minutes waits fifteen seconds here
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 

@@ -11,7 +11,7 @@ from protocol.settings import parse
 from protocol.site import load_site
 from server.settings import load_aggregator
 
-from .chart import Object, kinds, named, needs_helm, pods, profile
+from .chart import APIS, Object, kinds, named, needs_helm, pods, profile, render
 
 pytestmark = needs_helm
 
@@ -133,3 +133,19 @@ def test_a_changed_setting_starts_the_pod_anew() -> None:
     assert stamp("defaults", "StatefulSet", "fed-aggregator") != stamp(
         "everything", "StatefulSet", "study-aggregator"
     )
+
+
+def test_alerts_link_to_the_control_planes_own_runbooks() -> None:
+    """No placeholder is left: the Service's name, the Ingress's, or the address that was given."""
+    inside = "https://fed-control-plane.centre.svc.cluster.local:9443/runbooks"
+    ingress = {"controlPlane": {"ingress": {"enabled": True, "hostname": "fl.example"}}}
+    own = {"monitoring": {"prometheusRule": {"runbooks": "https://wiki.example/fl"}}}
+    for values, where in (
+        ({}, inside),
+        (ingress, "https://fl.example/runbooks"),
+        (ingress | own, "https://wiki.example/fl"),
+    ):
+        (rule,) = kinds(render(values, apis=APIS), "PrometheusRule")
+        alerts = [one for group in rule["spec"]["groups"] for one in group["rules"]]
+        links = {one["annotations"]["runbook_url"].rpartition("/")[0] for one in alerts}
+        assert links == {where}
