@@ -143,6 +143,17 @@ class Prometheus(_Program):
         found: list[dict[str, Any]] = body["data"]["result"]
         return found
 
+    def lately(self, expression: str) -> list[dict[str, Any]]:
+        """A query's series over the last half hour, as a panel draws them."""
+        now = time.time()
+        body = self.client.post(
+            "/api/v1/query_range",
+            data={"query": expression, "start": now - 1800, "end": now, "step": 5},
+        ).json()
+        assert body["status"] == "success", (expression, body)
+        found: list[dict[str, Any]] = body["data"]["result"]
+        return found
+
     def wait(self, expression: str, seconds: float = 60.0) -> list[dict[str, Any]]:
         """Wait until a query has data."""
         deadline = time.monotonic() + seconds

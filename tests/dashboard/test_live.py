@@ -128,9 +128,13 @@ def test_data_and_codecs_have_a_name(live: Live, prometheus: Prometheus, finishe
 def test_nothing_fires_while_all_is_well(
     prometheus: Prometheus, alertmanager: Alertmanager, finished: str
 ) -> None:
-    """After a study of a healthy federation, Alertmanager has heard of nothing but our kills."""
+    """After a study of a healthy federation, Alertmanager has heard of nothing but our kills.
+
+    (And perhaps that a study was slow to start: ten minutes are thirty seconds here.)
+    """
     assert prometheus.query('up{job="fedward"}')[0]["value"][1] == "1"
-    assert set(alertmanager.seen) <= {"FedwardControlPlaneDown"}, alertmanager.seen
+    excused = {"FedwardControlPlaneDown", "FedwardStudyNotStarting"}
+    assert set(alertmanager.seen) <= excused, alertmanager.seen
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +181,7 @@ def faulty(
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """Everything goes wrong; the panels without data, and Prometheus's rules, before the end."""
     faults = Faults(live, prometheus, alertmanager)
+    alertmanager.seen.clear()
     faults.bad_reports()
     faults.guesses()
     faults.stranger()
@@ -204,9 +209,10 @@ def faulty(
         for board in DASHBOARDS
         for panel in board.document()["panels"]
         for target in panel.get("targets", [])
-        if not prometheus.query(expression := re.sub(r"\$(study|site)\b", ".*", target["expr"]))
+        if not prometheus.lately(expression := re.sub(r"\$(study|site)\b", ".*", target["expr"]))
     ]
     groups = prometheus.client.get("/api/v1/rules").json()["data"]["groups"]
+    alertmanager.seen.pop("FedwardControlPlaneDown", None)
     faults.gone()
     alertmanager.wait("FedwardControlPlaneDown")
     return empty, [rule for group in groups for rule in group["rules"]]
