@@ -89,7 +89,7 @@ def test_docker_kill_of_every_service_in_turn_during_one_study(stack: Stack) -> 
         compose("kill", service)
         assert stack.container(service)["State"]["Status"] == "exited"
         compose("start", service)
-        print(f"killed and started {service} at round {stack.study(study)['rounds_done']}")
+        print(f"killed and started {service}")
     stack.wait_finished(study, STUDY_SECONDS)
     stack.wait_healthy(180)
 
