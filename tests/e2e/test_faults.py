@@ -20,6 +20,8 @@ STUDY = {
     "training": {"steps": 30, "batch_size": 16, "learning_rate": 1e-3, "max_length": 128},
     "evaluation": {"max_examples": 16},
     "rounds": {"count": 7, "minimum_sites": 2, "deadline_seconds": 90},
+    # Changes in both directions, with memories at both ends: the hardest to resume.
+    "codec": {"up": "topk-0.1", "down": "int4"},
 }
 
 
