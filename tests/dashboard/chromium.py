@@ -50,10 +50,10 @@ class Browser:
         Tried again, because Chromium drops every connection when a network interface of the
         machine comes or goes (ERR_NETWORK_CHANGED), as containers make them do.
         """
-        for last in (False, False, True):
+        for last in (False, False, False, False, True):
             try:
                 self._post("/url", {"url": url})
-                self.wait(ready, 20 if last else 10)
+                self.wait(ready, 40 if last else 10)
             except AssertionError:
                 if last:
                     raise
@@ -68,7 +68,7 @@ class Browser:
         """Run a function body that calls its last argument when it is done."""
         return self._post("/execute/async", {"script": script, "args": []})
 
-    def wait(self, script: str, seconds: float = 15.0) -> Any:
+    def wait(self, script: str, seconds: float = 40.0) -> Any:
         """Wait until an expression is true."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
