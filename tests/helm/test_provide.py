@@ -230,6 +230,21 @@ def test_a_hospital_enrols(centre: Release, st_mary: Release) -> None:
     assert after["secrets/mary-st-mary-link"] == before["secrets/mary-st-mary-link"]
 
 
+def test_an_upgrade_without_the_bundle(centre: Release, st_mary: Release) -> None:
+    """It is stopped before it takes the pods away, and changes nothing."""
+    centre.federation()
+    st_mary.hospital()
+    asked = st_mary.config_map("st-mary-request")
+    enrol = {"st-mary": {"request": asked["request.json"], "fingerprint": asked["fingerprint"]}}
+    centre.federation(enrol=enrol)
+    bundle = centre.config_map("bundle-st-mary")["bundle.json"]
+    st_mary.hospital(bundle=bundle, ca_fingerprint=centre.config_map("public")["ca.fingerprint"])
+    before = everything(centre.fake)
+    with pytest.raises(cluster_module.ClusterError, match=r"bundle is empty.*mary-st-mary-link"):
+        st_mary.hospital()
+    assert everything(centre.fake) == before
+
+
 def test_a_wrong_fingerprint_enrols_nobody(centre: Release, st_mary: Release) -> None:
     """A request that is not the one read aloud is refused, on both sides."""
     st_mary.hospital()

@@ -100,6 +100,10 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
         HOSPITAL.replace("existingClaim: models", "hub: {enabled: true}"),
         ("hospital.model.hub.id", "such as"),
     ),
+    "a hub whose word is taken for it": (
+        HOSPITAL.replace("existingClaim: models", "hub: {enabled: true, id: example/model}"),
+        ("hospital.model.sha256", "the study's model.sha256"),
+    ),
     "CUDA without a GPU": (
         HOSPITAL + "  trainer: {device: cuda}\n",
         ("hospital.trainer.device", "hospital.gpu.count", "at least one GPU"),

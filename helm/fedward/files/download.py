@@ -1,7 +1,7 @@
 """Fetches a base model from the hub: `python download.py ID REVISION FOLDER SHA256`.
 
-Weights as safetensors only; what a pickle could hide is not fetched. A folder that is complete is
-left alone, so a restart costs nothing.
+Weights as safetensors only; what a pickle could hide is not fetched. A folder is complete once its
+weights have the hash SHA256; then it is left alone, so a restart costs nothing.
 """
 
 import os
@@ -16,7 +16,7 @@ def main() -> int:
     """Fetch, check, and mark the folder as complete."""
     model, revision, folder, wanted = sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4]
     mark = folder / ".complete"
-    label = f"{model}@{revision}"
+    label = f"{model}@{revision} ({wanted})"
     if mark.exists() and mark.read_text() == label:
         print(f"{label} is here already")
         return 0
@@ -30,13 +30,13 @@ def main() -> int:
     snapshot_download(
         model, revision=revision, local_dir=folder, allow_patterns=PATTERNS, token=token
     )
-    if wanted:
-        from hospital_node.trainer.base_files import base_hash
+    from hospital_node.trainer.base_files import base_hash
 
-        found = base_hash(folder, Path("/tmp"), keep=False)
-        if found != wanted:
-            print(f"hospital.model.sha256 is {wanted}, but {label} has {found}", file=sys.stderr)
-            return 1
+    found = base_hash(folder, Path("/tmp"), keep=False)
+    if found != wanted:
+        named = f"{model}@{revision}"
+        print(f"hospital.model.sha256 is {wanted}, but {named} has {found}", file=sys.stderr)
+        return 1
     mark.write_text(label)
     print(f"{label} is complete")
     return 0

@@ -33,6 +33,7 @@ from certs import CA, CertError, keys
 from certs.enrolment import Study as EnrolmentStudy
 from certs.enrolment import approve, install, make_request, revoke
 from certs.files import write_atomic, write_key
+from certs.install import ENROLMENT_FILE
 from certs.local import FederationPaths, make_federation, site_paths
 from certs.registry import Registry
 from certs.request import parse_request
@@ -59,10 +60,14 @@ class Provider:
         self._read: dict[tuple[str, str], Stored] = {}
         self.written: list[str] = []
 
+    def name(self, part: str) -> str:
+        """What a part's object is called."""
+        return f"{self._prefix}-{part}"
+
     def stored(self, kind: str, part: str) -> Stored:
         """A part's object as it is in the cluster."""
         if (kind, part) not in self._read:
-            self._read[kind, part] = self._cluster.read(kind, f"{self._prefix}-{part}")
+            self._read[kind, part] = self._cluster.read(kind, self.name(part))
         return self._read[kind, part]
 
     def restore(self, part: str, folder: Path, *, under: str = "") -> None:
@@ -81,7 +86,7 @@ class Provider:
     ) -> None:
         """Write a part's object if it differs."""
         if self._cluster.write(self.stored(kind, part), files, annotations or {}):
-            self.written.append(f"{kind}/{self._prefix}-{part}")
+            self.written.append(f"{kind}/{self.name(part)}")
 
 
 def federation(plan: dict[str, Any], provider: Provider) -> None:
@@ -137,6 +142,14 @@ def hospital(plan: dict[str, Any], provider: Provider) -> None:
     site, folder = plan["site"], provider.work / "site"
     for half in ("link", "trainer"):
         provider.restore(f"{site}-{half}", folder)
+    if not plan["bundle"] and (folder / ENROLMENT_FILE).exists():
+        # Without a bundle the chart has no pods: an upgrade would end a hospital that works.
+        raise ClusterError(
+            f"{site} is enrolled, but hospital.enrolment.bundle is empty: give it and its "
+            "caFingerprint at each upgrade, as `helm get values` shows them; to enrol anew, delete "
+            "the Secrets "
+            f"{provider.name(f'{site}-link')} and {provider.name(f'{site}-trainer')} first"
+        )
     for name, data in provider.stored("configmaps", f"{site}-request").files.items():
         write_atomic(folder / name, data)
     before = folder / "request.json"
@@ -303,7 +316,7 @@ _ENDS = ("crt", "key")
 def _store_site(provider: Provider, site: str, folder: Path) -> None:
     """Each half gets its own: the link no signing key, the trainer no node key."""
     names = site_paths(folder, site)
-    link = _files(folder, (*LINK_KEYS, "link.key", "link.crt", "trainer.crt", "enrolment.json"))
+    link = _files(folder, (*LINK_KEYS, "link.key", "link.crt", "trainer.crt", ENROLMENT_FILE))
     trainer = _files(folder, (*TRAINER_KEYS, "trainer.key", "trainer.crt", "link.crt"))
     if not names.client.key.exists() or not names.signing_key.exists():
         raise ClusterError(f"{site}: its keys are incomplete; restore its Secrets from the backup")

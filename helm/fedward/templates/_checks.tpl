@@ -56,6 +56,9 @@ all of them are told at once.
 {{- if and $model.hub.enabled (not $model.hub.id) -}}
 {{- $faults = append $faults "hospital.model.hub.id is empty: give the model's name on the hub, such as mistralai/Mistral-7B-v0.3" -}}
 {{- end -}}
+{{- if and $model.hub.enabled (not $model.sha256) -}}
+{{- $faults = append $faults "hospital.model.sha256 is empty: what a hub sends is used only if its weights have the hash that you expect; the study's model.sha256 is one, and docs/kubernetes.md says how to take it" -}}
+{{- end -}}
 {{- if and (eq $hospital.trainer.device "cuda") (eq (int $hospital.gpu.count) 0) -}}
 {{- $faults = append $faults "hospital.trainer.device is cuda and hospital.gpu.count is 0: ask for at least one GPU, or let device be auto" -}}
 {{- end -}}
