@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from protocol.site import SiteSettings
 from protocol.states import Reason
-from protocol.study import AdapterSettings, ModelSettings, Quantization
+from protocol.study import AdapterSettings, ModelSettings
 
 from . import attention
 from .adapter import Adapter, attach, detach
@@ -26,8 +26,20 @@ from .base_files import base_hash, find_base, parameter_count
 from .batches import Batch, collate, pack
 from .errors import Refusal
 from .inputs import inputs_of
+from .loading import load_base, load_tokenizer
 from .losses import token_losses
+from .quantized import load_quantized
 from .tokens import TokenSet
+
+__all__ = [
+    "Resident",
+    "Shelf",
+    "choose_device",
+    "choose_dtype",
+    "load_base",
+    "load_tokenizer",
+    "warm_up",
+]
 
 log = logging.getLogger("fedward.trainer")
 
@@ -275,6 +287,7 @@ class Shelf:
         """`index` is the GPU's among several."""
         self.site = site
         self.device = choose_device(site.trainer.device)
+        self._index = index
         if index and self.device.type == "cuda":
             self.device = torch.device("cuda", index)
             torch.cuda.set_device(self.device)
@@ -331,7 +344,10 @@ class Shelf:
         parameters = parameter_count(folder)
         while True:
             try:
-                model = load_base(folder, wanted, dtype, self.device)
+                model = load_quantized(
+                    folder, sha256, wanted, dtype, self.device, self.site.model.cache,
+                    keep=self._index == 0,
+                )  # fmt: skip
                 break
             except (torch.OutOfMemoryError, MemoryError):
                 if not self._kept:
@@ -383,85 +399,3 @@ def choose_dtype(wanted: ModelSettings, device: torch.device) -> torch.dtype:
         }[wanted.compute_dtype]
     modern = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if modern else torch.float32
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer beside the weights.
-
-    Raises:
-        Refusal: it cannot be read.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(
-            str(folder), trust_remote_code=False, local_files_only=True
-        )
-    except Exception as error:
-        # Whatever the library raises, the site's person needs one sentence.
-        raise Refusal(
-            Reason.MODEL_UNREADABLE,
-            f"{folder}: no readable tokenizer ({type(error).__name__}): {_first_line(error)}",
-        ) from error
-
-
-def load_base(folder: Path, wanted: ModelSettings, dtype: torch.dtype, device: torch.device) -> Any:
-    """Read and quantize the base; frozen, in evaluation mode.
-
-    Raises:
-        Refusal: it cannot be read.
-        torch.OutOfMemoryError, MemoryError: it does not fit.
-    """
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            quantization_config=_quantization(wanted, dtype),
-            dtype=dtype,
-            device_map={"": str(device)},
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-        )
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:
-        if isinstance(error, RuntimeError) and "allocate memory" in str(error):
-            raise
-        raise Refusal(
-            Reason.MODEL_UNREADABLE,
-            f"{folder}: not a causal language model that can be loaded "
-            f"({type(error).__name__}): {_first_line(error)}",
-        ) from error
-    attention.register()
-    model.requires_grad_(False)
-    model.eval()
-    for module in model.modules():
-        # On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks 4-bit weights at the first forward
-        # pass in evaluation mode, for a kernel without a gradient: whoever evaluates before
-        # training then trains on gradients that stop at the last layer, without an error.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    return model
-
-
-def _quantization(wanted: ModelSettings, dtype: torch.dtype) -> Any:
-    """QLoRA's settings (arXiv 2305.14314, section 3) for bitsandbytes; None for no quantization."""
-    from transformers import BitsAndBytesConfig
-
-    if wanted.quantization is Quantization.NONE:
-        return None
-    if wanted.quantization is Quantization.INT8:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=wanted.quantization.value,
-        bnb_4bit_use_double_quant=wanted.double_quantization,
-        bnb_4bit_compute_dtype=dtype,
-    )
-
-
-def _first_line(error: Exception) -> str:
-    lines: Sequence[str] = str(error).strip().splitlines()
-    return lines[0][:300] if lines else "no message"
