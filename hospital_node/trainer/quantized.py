@@ -31,9 +31,7 @@ log = logging.getLogger("fedward.trainer")
 
 _FORMAT: Final = 1  # raise it when what is in a folder changes
 _KEPT: Final = 2  # folders that are kept, those used last
-_SPARE_BYTES: Final = (
-    2 << 30
-)  # left free on the disk: where a ledger is full, nothing leaves a site
+_SPARE_BYTES: Final = 2 << 30  # stay free: where the ledger cannot be written, nothing leaves
 _MANIFEST: Final = "manifest.json"
 
 
