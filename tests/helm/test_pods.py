@@ -165,7 +165,7 @@ def test_a_slice_of_a_gpu() -> None:
     """A MIG slice is asked for by the name that the device plugin gives it."""
     trainer = named(profile("everything"), "StatefulSet", "study-university-trainer")
     (container,) = trainer["spec"]["template"]["spec"]["containers"]
-    assert container["resources"]["limits"]["nvidia.com/mig-3g.40gb"] == 2
+    assert container["resources"]["limits"]["nvidia.com/mig-3g.40gb"] == 1
     assert "nvidia.com/gpu" not in container["resources"]["limits"]
 
 

@@ -112,6 +112,10 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
         HOSPITAL + "  trainer: {device: cpu}\n  gpu: {count: 2}\n",
         ("hospital.gpu.count = 2", "device to auto"),
     ),
+    "several slices of a GPU": (
+        HOSPITAL + "  gpu: {count: 2, resource: nvidia.com/mig-3g.40gb}\n",
+        ("hospital.gpu.count = 2 of nvidia.com/mig-3g.40gb", "a larger slice"),
+    ),
     "a bundle that nobody vouched for": (
         HOSPITAL + '  enrolment: {bundle: "{}"}\n',
         ("hospital.enrolment.caFingerprint", "read the CA's fingerprint aloud"),

@@ -62,6 +62,9 @@ all of them are told at once.
 {{- if and (eq $hospital.trainer.device "cuda") (eq (int $hospital.gpu.count) 0) -}}
 {{- $faults = append $faults "hospital.trainer.device is cuda and hospital.gpu.count is 0: ask for at least one GPU, or let device be auto" -}}
 {{- end -}}
+{{- if and (contains "/mig-" $hospital.gpu.resource) (gt (int $hospital.gpu.count) 1) -}}
+{{- $faults = append $faults (printf "hospital.gpu.count = %d of %s: CUDA shows a process one slice, and the others would stay idle: set it to 1, and ask for a larger slice or for whole GPUs (nvidia.com/gpu)" (int $hospital.gpu.count) $hospital.gpu.resource) -}}
+{{- end -}}
 {{- if and (eq $hospital.trainer.device "cpu") (gt (int $hospital.gpu.count) 0) -}}
 {{- $faults = append $faults (printf "hospital.trainer.device is cpu, but hospital.gpu.count = %d would hold GPUs that nobody uses: set it to 0, or device to auto" (int $hospital.gpu.count)) -}}
 {{- end -}}
