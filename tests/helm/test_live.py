@@ -2,8 +2,8 @@
 
     KUBECONFIG=... python -m pytest tests/helm/test_live.py     # its nodes have fedward/*:0.1.0
 
-One story in order, because each step stands on the one before; it takes
-twenty minutes on two processors that are its own.
+One story in order, because each step stands on the one before; it took 41
+minutes on two busy processors.
 """
 
 import base64
