@@ -125,6 +125,10 @@ def _study_lines(blocks: Blocks, session: Session, study: Study) -> None:
     put(metrics.STUDY_INTERRUPTIONS, study.interruptions)
     put(metrics.STUDY_FLOWER_BYTES, study.flower_bytes_in, ',direction="up"')
     put(metrics.STUDY_FLOWER_BYTES, study.flower_bytes_out, ',direction="down"')
+    put(metrics.STUDY_FORECAST_BYTES, study.forecast_bytes_up, ',direction="up"')
+    put(metrics.STUDY_FORECAST_BYTES, study.forecast_bytes_down, ',direction="down"')
+    put(metrics.STUDY_FORECAST_ROUND, study.forecast_round_seconds)
+    put(metrics.CAPTURED_ENERGY, study.captured_energy)
     put(metrics.ROUND_RUNNING, int(study.deadline_at is not None))
     newest = session.get(Round, (study.study_id, study.round))
     if newest is not None:

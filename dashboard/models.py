@@ -42,6 +42,10 @@ class Study(Base):
     verdict: Mapped[str] = mapped_column(default="")
     flower_bytes_in: Mapped[int] = mapped_column(default=0)
     flower_bytes_out: Mapped[int] = mapped_column(default=0)
+    forecast_bytes_up: Mapped[int | None]
+    forecast_bytes_down: Mapped[int | None]
+    forecast_round_seconds: Mapped[float | None]
+    captured_energy: Mapped[float | None]  # of the newest aggregation, flexlora only
     last_seq: Mapped[int] = mapped_column(default=0)
     last_event_at: Mapped[float | None]
 

@@ -22,6 +22,7 @@ from protocol.events import (
     SiteResult,
     StudyEnded,
     StudyEvaluated,
+    StudyForecast,
     StudyInterrupted,
     StudyQueued,
     StudyStarted,
@@ -182,6 +183,9 @@ def _apply(book: Book, study: Study, event: Event, tally: Tally) -> None:
             study.ended_at, study.deadline_at = event.at, None
             study.flower_bytes_in = event.flower_bytes_in
             study.flower_bytes_out = event.flower_bytes_out
+        case StudyForecast():
+            study.forecast_bytes_up, study.forecast_bytes_down = event.bytes_up, event.bytes_down
+            study.forecast_round_seconds = event.seconds_round
         case RoundStarted():
             _round_started(book, study, event)
         case RoundFinished():
@@ -210,6 +214,7 @@ def _round_started(book: Book, study: Study, event: RoundStarted) -> None:
 
 def _round_finished(book: Book, study: Study, event: RoundFinished, tally: Tally) -> None:
     study.rounds_done, study.deadline_at = event.round, None
+    study.captured_energy = event.captured_energy
     found = book.round(study.study_id, event.round)
     if found is None:
         found = book.add_round(study.study_id, event.round)

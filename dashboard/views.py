@@ -129,6 +129,9 @@ class StudyDetail(StudyBrief):
     attempt: int
     flower_bytes_in: int
     flower_bytes_out: int
+    forecast_bytes_up: int | None = Field(description="told before round 1, over all rounds")
+    forecast_bytes_down: int | None
+    forecast_round_seconds: float | None
     last_seq: int
     last_event_at: float | None
     rounds: list[RoundView] = Field(description="the newest ten, oldest first")

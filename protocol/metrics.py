@@ -66,6 +66,15 @@ STUDY_FLOWER_BYTES = _gauge(
     "study",
     "direction",
 )
+STUDY_FORECAST_BYTES = _gauge(
+    "study_forecast_bytes",
+    "Payload bytes of all rounds, as told before the first.",
+    "study",
+    "direction",
+)
+STUDY_FORECAST_ROUND = _gauge(
+    "study_forecast_round_seconds", "Length of a round, as told before the first.", "study"
+)
 
 # Rounds
 ROUND_RUNNING = _gauge("round_running", "1 while a round waits for its sites.", "study")
@@ -103,6 +112,11 @@ EVALUATION_LOSS = _gauge(
 )
 EVALUATION_ACCURACY = _gauge(
     "evaluation_accuracy_ratio", "Newest held-out accuracy over all sites.", "study"
+)
+CAPTURED_ENERGY = _gauge(
+    "captured_energy_ratio",
+    "flexlora: share of the exact product that the study's rank kept in the newest round.",
+    "study",
 )
 UPDATE_NORM = _gauge("update_norm", "L2 norm of the newest aggregated change.", "study")
 SITE_TRAIN_LOSS = _gauge("site_train_loss", "The site's newest training loss.", "study", "site")

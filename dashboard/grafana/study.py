@@ -47,6 +47,12 @@ STUDY: Final = Dashboard(
                     (query(f"fedward_update_norm{{{OF_STUDY}}}", "{{study}}"),),
                 ),
                 Panel(
+                    "Share of the product that the rank keeps",
+                    (query(f"fedward_captured_energy_ratio{{{OF_STUDY}}}", "{{study}}"),),
+                    unit="percentunit",
+                    help="Of flexlora: where it is low, a larger adapter.rank would learn more.",
+                ),
+                Panel(
                     "Round duration",
                     (
                         query(
@@ -74,6 +80,21 @@ STUDY: Final = Dashboard(
                     ),
                     kind="table",
                     help="Round, loss, accuracy, payload bytes, Flower's own bytes.",
+                ),
+                Panel(
+                    "Forecast and fact",
+                    (
+                        now(f"sum by (study) (fedward_study_forecast_bytes{{{OF_STUDY}}})"),
+                        now(f"sum by (study) (fedward_site_payload_bytes_total{{{OF_STUDY}}})"),
+                        now(f"fedward_study_forecast_round_seconds{{{OF_STUDY}}}"),
+                        now(
+                            f"sum by (study) (fedward_round_duration_seconds_sum{{{OF_STUDY}}}) / "
+                            f"sum by (study) (fedward_round_duration_seconds_count{{{OF_STUDY}}})"
+                        ),
+                    ),
+                    kind="table",
+                    help="Bytes foretold for all rounds, bytes so far, seconds a round foretold, "
+                    "seconds a round so far.",
                 ),
                 Panel(
                     "Rounds by result",
