@@ -21,10 +21,12 @@ from protocol.events import (
     Event,
     RoundFinished,
     RoundStarted,
+    SiteForecast,
     SitePrepared,
     SiteResult,
     StudyEnded,
     StudyEvaluated,
+    StudyForecast,
     StudyQueued,
     StudyStarted,
 )
@@ -156,6 +158,12 @@ class Story:
         """Requests are out."""
         return self.make(RoundStarted, round=number, sites=sites, deadline_at=self.clock + 3600)
 
+    def forecast(self, sites: tuple[str, ...] = SITES) -> StudyForecast:
+        """What it will cost."""
+        told = tuple(SiteForecast(site=site, bytes_up=900, bytes_down=2000) for site in sites)
+        fields = {"bytes_up": 9000, "bytes_down": 20_000, "seconds_round": 3.0}
+        return self.make(StudyForecast, sites=told, **fields)
+
     def round_finished(self, number: int, **more: Any) -> RoundFinished:
         """Aggregated."""
         fields = {
@@ -167,6 +175,7 @@ class Story:
             "train_loss": 2.0 / (1 + number / 10),
             "evaluation": evaluation(min(95, 30 + 6 * number)),
             "update_norm": 0.7,
+            "captured_energy": 0.97,
         }
         return self.make(RoundFinished, round=number, **(fields | more))
 
@@ -184,6 +193,7 @@ class Story:
             self.queued(),
             self.started(),
             *(self.prepared(site) for site in sites),
+            self.forecast(sites),
         ]
 
     def whole(self, rounds: int = 5, sites: tuple[str, ...] = SITES) -> list[Event]:
