@@ -240,8 +240,11 @@ def _device(site: SiteSettings) -> str:
         return f"CPU, {torch.get_num_threads()} threads"
     if site.trainer.device == "cpu":
         return "CPU, although there is a GPU: trainer.device says so"
-    free, total = torch.cuda.mem_get_info()
-    return f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+    found = []
+    for index in range(torch.cuda.device_count()):
+        free, total = (size / 2**30 for size in torch.cuda.mem_get_info(index))
+        found.append(f"{torch.cuda.get_device_name(index)}, {free:.0f} of {total:.0f} GiB free")
+    return "; ".join(found)
 
 
 def _disk(site: SiteSettings) -> str:
