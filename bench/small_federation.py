@@ -5,15 +5,15 @@ payloads of `protocol.codec` as they travel, `server.aggregation`. What is left 
 so bytes are those of the payloads; headers and TLS come on top in every method alike.
 
     down   round 1: the whole adapter in fp32. Later: the whole in fp32, or with another codec the
-           change (`DeltaChain`); with FFA-LoRA and RoLoRA only the factor that changed. SCAFFOLD's
-           control variate and what FedEx and FLoRA add to the base come on top.
+           change (`DeltaChain`). SCAFFOLD's control variate and what FedEx and FLoRA add to the
+           base come on top.
     up     the change, of the factors that trained; SCAFFOLD's control beside it.
 """
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hospital_node.trainer.adapter import Adapter
 from hospital_node.trainer.model import Resident, load_base
 from hospital_node.trainer.sampling import derive, rows_of_round
 from hospital_node.trainer.training import Done, Plan, train
@@ -36,7 +35,6 @@ from protocol.codec import (
     narrow,
     split_control,
     trained_part,
-    widen,
     with_control,
 )
 from protocol.manifest import AdapterManifest
@@ -253,41 +251,29 @@ class Federation:
             layout = with_control(self.manifest)
             arrived = wire.carry("down", "fp32", both, layout, kind="adapter", copies=SITES)
             self.held, control = (half.copy() for half in split_control(arrived))
-        elif self.number == 1:
+        elif self.number == 1 or self.method.down == "fp32":
             self.held = wire.carry(
                 "down", "fp32", self.vector, self.manifest, kind="adapter", copies=SITES
             )
-        elif self.method.down == "fp32":
-            part = self._part(self.number - 1)
-            values = narrow(self.vector, self.manifest, part)
-            arrived = wire.carry("down", "fp32", values, part, kind="adapter", copies=SITES)
-            self.held = self._with(part, arrived)
         else:
             self._down_change(wire)
         return control
 
     def _down_change(self, wire: Wire) -> None:
-        part = self._part(self.number - 1)
         if self.chain is None:
-            self.chain = DeltaChain.start(narrow(self.held, self.manifest, part))
-        values = narrow(self.vector, self.manifest, part)
+            self.chain = DeltaChain.start(self.held)
         codec, feedback = self.method.down, self.settings.lora != "flexlora"
-        link = self.chain.advance(values, part, codec, feedback=feedback)
-        zstd = self.chain.advance(values, part, f"{codec}+zstd", feedback=feedback)
+        advance = partial(self.chain.advance, self.vector, self.manifest, feedback=feedback)
+        link, zstd = advance(codec=codec), advance(codec=f"{codec}+zstd")
         wire.count("down", len(link.data), len(zstd.data), SITES)
-        change = decode_payload(link.payload, link.data, part, kind="delta", codec=codec)
-        arrived = follow(self.chain.held, link.base, change)
+        layout = self.manifest
+        change = decode_payload(link.payload, link.data, layout, kind="delta", codec=codec)
+        self.held = follow(self.held, link.base, change)
         self.chain = link.after
-        self.held = self._with(part, arrived)
 
     def _part(self, number: int) -> AdapterManifest:
         """What changed in round `number`."""
         return trained_part(self.manifest, self.settings.trained_factors(number))
-
-    def _with(self, part: AdapterManifest, values: Vector) -> Vector:
-        """`held` with the tensors of `part` replaced."""
-        ones = widen(np.ones(part.numel, np.float32), part, self.manifest)
-        return np.where(ones > 0, widen(values, part, self.manifest), self.held)
 
     def _site(self, site: Site, control: Vector, wire: Wire) -> Update:
         """One site's round: training and what it sends."""
@@ -301,6 +287,7 @@ class Federation:
             stride=steps * BATCH,
             draws=steps * BATCH,
         )
+        scaffold, old = self.settings.strategy == "scaffold", self.controls[site.name]
         plan = Plan(
             batch_size=BATCH,
             learning_rate=self.rate,
@@ -309,20 +296,14 @@ class Federation:
             seed=derive("dropout", self.study.seed, site.name, self.number),
             factors=frozenset(self.settings.trained_factors(self.number)),
             proximal_mu=self.settings.proximal,
+            correction=control - old if scaffold else None,
         )
         self.adapter.load(self.held)
-        if self.settings.strategy != "scaffold":
-            done = self._train(site, chosen, plan)
+        done = train(self.resident, self.adapter, site.tokens, chosen, plan, lambda *_: None)
+        if done.gradient is None:
             return self._up(site, done, wire)
-        old = self.controls[site.name]
-        with _corrected(self.adapter, control - old) as gradients:
-            done = self._train(site, chosen, plan)
-        new = gradients / np.float32(len(done.losses))
-        self.controls[site.name] = new
-        return self._up(site, done, wire, control=new - old)
-
-    def _train(self, site: Site, chosen: NDArray[np.int64], plan: Plan) -> Done:
-        return train(self.resident, self.adapter, site.tokens, chosen, plan, lambda *_: None)
+        self.controls[site.name] = done.gradient
+        return self._up(site, done, wire, control=done.gradient - old)
 
     def _up(self, site: Site, done: Done, wire: Wire, control: Vector | None = None) -> Update:
         delta = self.adapter.read() - self.held
@@ -354,28 +335,3 @@ class Federation:
                 if (merge := self.merges.get(name)) is not None:
                     change = torch.from_numpy(merge.b @ merge.a)
                     module.base_layer.weight += module.scaling["default"] * change
-
-
-@contextlib.contextmanager
-def _corrected(adapter: Adapter, correction: Vector) -> Iterator[Vector]:
-    """SCAFFOLD's local half (`server.aggregation._scaffold`): yields the sum of raw gradients.
-
-    A hook adds up each parameter's gradient and puts g + (c - c_k) in its place as soon as it is
-    there, so before clipping and before the optimizer. There is one backward pass a step.
-    """
-    total = np.zeros_like(correction)
-    handles = []
-    for parameter, (_, place) in zip(adapter.parameters, adapter.manifest.slices(), strict=True):
-        extra = torch.from_numpy(correction[place]).view(parameter.shape)
-        running = torch.from_numpy(total[place]).view(parameter.shape)  # shares total's memory
-
-        def hook(p: torch.Tensor, extra: Any = extra, running: Any = running) -> None:
-            running.add_(p.grad)
-            p.grad.add_(extra)  # type: ignore[union-attr]
-
-        handles.append(parameter.register_post_accumulate_grad_hook(hook))
-    try:
-        yield total
-    finally:
-        for handle in handles:
-            handle.remove()
