@@ -132,11 +132,16 @@ class Downlink:
         return layout, join_control(*cut)
 
 
+def down_vector(settings: StudySettings, now: Checkpoint) -> Vector:
+    """The adapter in `now`, and behind it c with SCAFFOLD."""
+    if settings.aggregation.strategy != "scaffold":
+        return now.adapter
+    return join_control(now.adapter, now.state.vector(CONTROL, now.adapter.size))
+
+
 def open_downlink(settings: StudySettings, now: Checkpoint) -> Downlink:
     """The downlink of the adapter in `now`, for the round after it."""
-    vector = now.adapter
-    if settings.aggregation.strategy == "scaffold":
-        vector = join_control(vector, now.state.vector(CONTROL, vector.size))
+    vector = down_vector(settings, now)
     history = now.merges if settings.aggregation.changes_base else None
     downlink = Downlink(settings, now.manifest, vector, history)
     if settings.codec.chained:

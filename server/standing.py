@@ -5,16 +5,16 @@ same words, and a trainer that has done it, or is doing it, need not begin anew.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from protocol.codec import vector_digest
 from protocol.events import Event, SiteResult
-from protocol.messages import Training
+from protocol.messages import Description, Training
 from protocol.states import SiteOutcome
 from protocol.study import StudySettings
 
 from .checkpoint import Checkpoint
-from .downlink import Downlink, Parcel
+from .downlink import Downlink, Parcel, down_vector
 
 
 class Standing:
@@ -48,6 +48,19 @@ class Standing:
                 if len(states) > 1:
                     standing._merged[event.site] = states[-2]
         return standing
+
+    def begin(self, now: Checkpoint, prepared: Mapping[str, Description]) -> None:
+        """Note who has drawn the first adapter, bit for bit: it need not be sent to them.
+
+        So it is with every hospital, but for DoRA, whose magnitudes are a machine's own.
+        """
+        if now.round or not self._settings.codec.chained:
+            return
+        drawn = vector_digest(now.initial)
+        digest = vector_digest(down_vector(self._settings, now))
+        for site, description in prepared.items():
+            if description.initial_digest == drawn and description.rank is None:
+                self._holds[site] = digest
 
     def parcel(self, site: str, downlink: Downlink, rank: int | None) -> Parcel:
         """What `site`, of LoRA rank `rank`, needs of this downlink."""

@@ -54,6 +54,7 @@ class Study:
         now = self._checkpoint or self._begin()
         events = self.context.folder.events
         standing = Standing.resume(self.context.settings, self._checkpoint, events)
+        standing.begin(now, self.preparation.prepared)
         rounds = Rounds(self.context, self.preparation, standing)
         while now.round < self.context.settings.rounds.count:
             now = rounds.run(now)

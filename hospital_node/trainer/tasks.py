@@ -343,7 +343,7 @@ class Tasks:
     def _receive(self, ready: _Ready, request: Request, payload: bytes, clock: _Clock) -> Received:
         """Decode what came and put it into the model."""
         with clock("decode"):
-            received = self._wire.receive(request, payload, ready.adapter.manifest)
+            received = self._wire.receive(request, payload, ready.adapter)
             if request.merges is not None and received.merges is not None:
                 merge(ready.resident, request.merges, received.merges)
             ready.adapter.load(received.adapter)

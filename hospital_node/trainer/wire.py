@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from hospital_node.outbound import Update
 from protocol.codec import (
     ErrorFeedback,
@@ -27,7 +29,7 @@ from protocol.manifest import AdapterManifest
 from protocol.messages import Request, Task
 from protocol.states import Reason
 
-from .adapter import Vector, tensors_of
+from .adapter import Adapter, Vector, tensors_of
 from .errors import Refusal
 from .memory import Memory
 
@@ -53,15 +55,15 @@ class Wire:
         self._controls = Memory(folder / "control", lasting=True)
         self._held = Memory(folder / "held")
 
-    def receive(self, request: Request, payload: bytes, mine: AdapterManifest) -> Received:
-        """Read a request's payload; `mine` is the layout of the adapter on this site's model.
+    def receive(self, request: Request, payload: bytes, adapter: Adapter) -> Received:
+        """Read a request's payload for `adapter`, which is on this site's model.
 
         Raises:
             Refusal: it is laid out for something else, or is the change of an adapter that is not
                 here.
             ProtocolError: it is not what its header says.
         """
-        settings = request.settings
+        settings, mine = request.settings, adapter.manifest
         whole = mine if request.rank is None else of_rank(mine, settings.adapter.rank)
         if request.payload is None:
             raise Refusal(Reason.MALFORMED, f"a {request.task} request without an adapter")
@@ -76,14 +78,14 @@ class Wire:
                 Reason.WRONG_SHAPE,
                 f"{request.payload.numel} values came, this adapter needs {layout.numel}",
             )
-        vector = self._decode(request, payload, layout)
+        vector = self._decode(request, payload, layout, adapter)
         if settings.codec.chained and request.task is Task.TRAIN and request.rank is None:
             self._held.keep(request.study_id, request.round, layout, vector)
         end = down_layout(settings, whole, request.rank).numel
         vector, merges = vector[:end], vector[end:] if request.merges else None
         if settings.aggregation.strategy == "scaffold":
-            adapter, control = split_control(vector)
-            return Received(adapter, control, merges)
+            values, control = split_control(vector)
+            return Received(values, control, merges)
         return Received(vector, None, merges)
 
     def correction(self, request: Request, received: Received, mine: AdapterManifest) -> Vector:
@@ -144,11 +146,18 @@ class Wire:
     def _control(self, request: Request, mine: AdapterManifest) -> Vector:
         return self._controls.before(request.study_id, request.round, mine)
 
-    def _decode(self, request: Request, payload: bytes, layout: AdapterManifest) -> Vector:
+    def _decode(
+        self, request: Request, payload: bytes, layout: AdapterManifest, adapter: Adapter
+    ) -> Vector:
         assert request.payload is not None
         if request.change_of is None:
             return decode_payload(request.payload, payload, layout, kind="adapter")
         held = self._held.find(request.study_id, request.change_of, layout)
+        if held is None and request.round == 1:
+            # The first adapter need not be sent: it is drawn from the study's seed, here as there.
+            held = adapter.initial(request.settings.seed)
+            if layout.numel > held.size:
+                held = join_control(held, np.zeros_like(held))
         change = decode_payload(request.payload, payload, layout, kind="delta")
         try:
             return follow(held, request.change_of, change)
