@@ -1,6 +1,7 @@
 """One CUDA GPU, one call, under 9 minutes: QLoRA on a Llama-3-8B of random weights, three ways.
 
     python -m bench.gpu [--steps 8]         on a machine with a GPU of 40 GB or more
+    python -m bench.gpu --cpu               the same on a CPU, with a model of 45 million parameters
     python -m bench.gpu --tiny              the same code on a tiny model on a CPU: a test
 
 Random weights have the kernels, bytes and shapes of real ones; speed and memory are real, and what
@@ -47,6 +48,11 @@ TINY = {
     "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
     "max_position_embeddings": 512,
 }  # fmt: skip
+SMALL = {
+    "vocab_size": 32_000, "hidden_size": 512, "intermediate_size": 1536,
+    "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4,
+    "max_position_embeddings": 1024,
+}  # fmt: skip
 ADAPTER = AdapterSettings(rank=32, alpha=64, target_modules=("q_proj", "v_proj"))
 
 
@@ -73,6 +79,11 @@ class Job:
     device: torch.device
     tokens: TokenSet
     batch_size: int
+
+    @property
+    def compute(self) -> torch.dtype:
+        """What the better arms compute in: bfloat16 on a GPU."""
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
     @property
     def steps(self) -> int:
@@ -151,7 +162,7 @@ def trl(job: Job) -> Measured:
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    model, _ = build(job, "nf4", double=True, compute=torch.bfloat16)
+    model, _ = build(job, "nf4", double=True, compute=job.compute)
     rows = []
     for row in range(len(job.tokens)):
         ids, prompt = job.tokens[row]
@@ -168,7 +179,8 @@ def trl(job: Job) -> Measured:
         output_dir="trl-output", per_device_train_batch_size=1, packing=True,
         max_length=int(mean * job.batch_size), num_train_epochs=1, learning_rate=RATE,
         lr_scheduler_type="constant", max_grad_norm=CLIP, bf16=job.device.type == "cuda",
-        gradient_checkpointing=False, save_strategy="no", report_to=[], logging_steps=1,
+        use_cpu=job.device.type == "cpu", gradient_checkpointing=False, save_strategy="no",
+        report_to=[], logging_steps=1,
         dataset_kwargs={"skip_prepare_dataset": False},
     )  # fmt: skip
     config = peft.LoraConfig(
@@ -187,7 +199,7 @@ def trl(job: Job) -> Measured:
 
 def fedward(job: Job) -> Measured:
     """The hospital's trainer as it is."""
-    compute = torch.bfloat16 if job.device.type == "cuda" else torch.float32
+    compute = job.compute
     model, parameters = build(job, "nf4", double=True, compute=compute)
     attention.register()
     resident = Resident(Path(), "", parameters, None, model, job.device, compute)
@@ -260,18 +272,21 @@ def main(arguments: list[str] | None = None) -> dict[str, Measured | str]:
     """Run the arms, print the table, write `results/gpu.json`."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU")
+    parser.add_argument("--cpu", action="store_true", help="a small model on the CPU")
     parser.add_argument("--steps", type=int, default=8, help="steps that are timed")
     parser.add_argument("--peak", type=float, default=989.0, help="the device's TFLOP/s")
     asked = parser.parse_args(arguments)
-    if not asked.tiny and not torch.cuda.is_available():
-        parser.error("no CUDA GPU here; --tiny runs the same code on the CPU")
-    shape = TINY if asked.tiny else EIGHT_B
-    size = 4 if asked.tiny else 16
+    gpu = not (asked.tiny or asked.cpu)
+    if gpu and not torch.cuda.is_available():
+        parser.error("no CUDA GPU here; --cpu measures a small model on the CPU")
+    name, shape, size = (
+        ("tiny", TINY, 4) if asked.tiny else ("cpu", SMALL, 8) if asked.cpu else ("8B", EIGHT_B, 16)
+    )
     steps = 2 if asked.tiny else asked.steps
     tokens = flashcards(size * (steps + 1), shape["vocab_size"])
-    job = Job(shape, torch.device("cpu" if asked.tiny else "cuda"), tokens, size)
+    job = Job(shape, torch.device("cuda" if gpu else "cpu"), tokens, size)
     found = {arm: measure(arm, job) for arm in ARMS}
-    parameters = 8.03e9 if not asked.tiny else 1e5
+    parameters = 8.03e9
     base = found["usual"]
     rows = []
     for arm, result in found.items():
@@ -279,14 +294,15 @@ def main(arguments: list[str] | None = None) -> dict[str, Measured | str]:
             rows.append((arm, result, "", "", "", ""))
             continue
         ratio = result.speed / base.speed if isinstance(base, Measured) else 0.0
-        use = 4 * parameters * result.speed / (asked.peak * 1e12)
+        use = f"{4 * parameters * result.speed / (asked.peak * 1e12):.1%}" if gpu else "-"
+        peak = f"{result.peak_bytes / 2**30:.1f}" if gpu else "-"
         rows.append((
-            arm, f"{result.speed:,.0f}", f"{ratio:.2f}", f"{result.peak_bytes / 2**30:.1f}",
-            f"{use:.1%}", f"{result.losses[0]:.4f} {result.losses[-1]:.4f}",
+            arm, f"{result.speed:,.0f}", f"{ratio:.2f}", peak,
+            use, f"{result.losses[0]:.4f} {result.losses[-1]:.4f}",
         ))  # fmt: skip
     write_results(
-        "gpu-tiny" if asked.tiny else "gpu",
-        "QLoRA on one device, random Llama of " + ("tiny" if asked.tiny else "8 B") + " shape",
+        f"gpu-{name}" if not gpu else "gpu",
+        f"QLoRA on one device, random Llama ({name})",
         ("way", "real tokens/s", "x usual", "peak GiB", "utilisation", "first and last loss"),
         rows,
         {
