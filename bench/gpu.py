@@ -189,12 +189,21 @@ def trl(job: Job) -> Measured:
     )  # fmt: skip
     trainer = SFTTrainer(
         model, args=settings, train_dataset=Dataset.from_list(rows), peft_config=config,
-        callbacks=[Watch()],
+        callbacks=[Watch()], processing_class=_tokenizer(),
     )  # fmt: skip
     trainer.train()
     share = (len(clock) - 1) / len(clock)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return Measured(int(job.tokens.starts[-1] * share), clock[-1] - clock[0], losses=losses)
+
+
+def _tokenizer() -> Any:
+    """One that TRL can ask for its end and padding tokens; the rows are tokens already."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", pad_token="</s>")
 
 
 def fedward(job: Job) -> Measured:
@@ -242,8 +251,10 @@ def _same_beginning(model: Any) -> None:
 
 
 def _now(job: Job) -> float:
-    if job.device.type == "cuda":
-        torch.cuda.synchronize()
+    """Seconds on a GPU; on a CPU the seconds this process had of it, which others do not change."""
+    if job.device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
     return time.perf_counter()
 
 

@@ -4,8 +4,9 @@ Everything that decides accuracy and bytes is the project's own: `hospital_node`
 payloads of `protocol.codec` as they travel, `server.aggregation`. What is left out is the network,
 so bytes are those of the payloads; headers and TLS come on top in every method alike.
 
-    down   round 1: the whole adapter in fp32. Later: the whole in fp32, or with another codec the
-           change (`DeltaChain`). SCAFFOLD's control variate and what FedEx and FLoRA add to the
+    down   round 1: the whole adapter in fp32, but nothing new with the codecs of few bits, where
+           sites draw it from the study's seed. Later: the whole in fp32, or with another codec
+           the change (`DeltaChain`). SCAFFOLD's control variate and what FedEx and FLoRA add to the
            base come on top.
     up     the change, of the factors that trained; SCAFFOLD's control beside it.
 """
@@ -52,6 +53,9 @@ FEWEST, MOST = 2, 8  # steps of the site with the fewest and with the most rows
 HELDOUT = 256  # rows of eight letters
 TARGET = 0.95
 CLIP = 1.0
+
+
+DRAWN = ("topk", "int2", "int4", "nf4")  # StudySettings' codec.chained
 
 
 @dataclass(frozen=True)
@@ -251,6 +255,8 @@ class Federation:
             layout = with_control(self.manifest)
             arrived = wire.carry("down", "fp32", both, layout, kind="adapter", copies=SITES)
             self.held, control = (half.copy() for half in split_control(arrived))
+        elif self.method.down.startswith(DRAWN):
+            self._down_change(wire)
         elif self.number == 1 or self.method.down == "fp32":
             self.held = wire.carry(
                 "down", "fp32", self.vector, self.manifest, kind="adapter", copies=SITES
@@ -261,6 +267,8 @@ class Federation:
 
     def _down_change(self, wire: Wire) -> None:
         if self.chain is None:
+            if self.number == 1:
+                self.held = self.vector
             self.chain = DeltaChain.start(self.held)
         codec, feedback = self.method.down, self.settings.lora != "flexlora"
         advance = partial(self.chain.advance, self.vector, self.manifest, feedback=feedback)

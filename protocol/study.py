@@ -462,12 +462,11 @@ class StudySettings(Section):
                 f"codec.down = {self.codec.down!r} rounds off would disturb the base in every "
                 'round: use "fp32" or "fp16", or "int4", which writes changes'
             )
-        rebuilt = aggregation.lora in {"flexlora", "fedex", "flora"}
-        if self.codec.chained and rebuilt:
+        if self.codec.chained and aggregation.changes_base:
             raise ValueError(
                 f"codec.down = {self.codec.down!r} writes the adapter's change since the round "
-                f"before, but aggregation.lora = {aggregation.lora!r} makes new factors in every "
-                'round: use "int8", "bf16", "fp16" or "fp32"'
+                f"before, but aggregation.lora = {aggregation.lora!r} sends changes of the base "
+                'beside the whole: use "int8", "bf16", "fp16" or "fp32"'
             )
         if self.codec.feedback and aggregation.lora not in {"factors", "ffa"}:
             raise ValueError(

@@ -146,7 +146,13 @@ def open_downlink(settings: StudySettings, now: Checkpoint) -> Downlink:
     downlink = Downlink(settings, now.manifest, vector, history)
     if settings.codec.chained:
         chain = now.chain or DeltaChain.start(vector)
-        downlink.link = chain.advance(vector, downlink.layout, settings.codec.down)
+        # FlexLoRA's factors of two rounds are different ones; what one lost is not the other's.
+        downlink.link = chain.advance(
+            vector,
+            downlink.layout,
+            settings.codec.down,
+            feedback=settings.aggregation.lora != "flexlora",
+        )
     return downlink
 
 

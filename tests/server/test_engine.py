@@ -181,6 +181,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ffa": {"aggregation": {"lora": "ffa"}, "codec": {"up": "int4", "error_feedback": "on"}},
     "rolora": {"aggregation": {"lora": "rolora"}},
     "flexlora": {"aggregation": {"lora": "flexlora"}, "codec": {"down": "int8"}},
+    "flexlora int4": {"aggregation": {"lora": "flexlora"}, "codec": {"up": "int8", "down": "int4"}},
     "fedex": {"aggregation": {"lora": "fedex"}},
     "flora": {"aggregation": {"lora": "flora"}},
     "fednova": {"aggregation": {"normalise_steps": True}},

@@ -20,8 +20,12 @@ def study(**tables: Any) -> StudySettings:
         ({"codec": {"up": "int3"}}, "codec.up = 'int3': unknown codec"),
         ({"codec": {"up": "topk-0.9"}}, "the fraction must be from"),
         (
-            {"codec": {"down": "int4"}, "aggregation": {"lora": "flexlora"}},
-            "makes new factors in every round",
+            {
+                "codec": {"down": "int4"},
+                "aggregation": {"lora": "fedex"},
+                "model": {"base": "b", "quantization": "none"},
+            },
+            "changes of the base beside the whole",
         ),
         ({"aggregation": {"strategy": "fedadgrad"}}, "aggregation.strategy = 'fedadgrad'"),
         ({"aggregation": {"lora": "fedex"}}, "model.quantization = 'nf4' cannot hold"),
