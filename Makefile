@@ -32,8 +32,11 @@ up: install        ## start the federation again and keep it running
 down: install      ## stop it
 	$(BIN)/fedward down --folder $(FOLDER)
 
+# Most tests wait for real processes, so two at a time take half as long on two cores. Containers and
+# the cluster are one each, so theirs take turns.
 test: dev          ## everything
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/docker --ignore tests/helm/test_live.py
+	$(BIN)/python -m pytest tests/docker tests/helm/test_live.py
 
 check: dev         ## style, types, architecture; changes nothing
 	$(BIN)/ruff check .
