@@ -33,9 +33,10 @@ down: install      ## stop it
 	$(BIN)/fedward down --folder $(FOLDER)
 
 # Most tests wait for real processes, so two at a time take half as long on two cores. Containers and
-# the cluster are one each, so theirs take turns.
+# the cluster are one each, so theirs take turns. The folder is short because a Unix socket's path is.
 test: dev          ## everything
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/docker --ignore tests/helm/test_live.py
+	folder=$$(mktemp -d /tmp/fw.XXXX) && $(BIN)/python -m pytest -n 2 --dist loadfile \
+		--ignore tests/docker --ignore tests/helm/test_live.py --basetemp $$folder/t && rm -rf $$folder
 	$(BIN)/python -m pytest tests/docker tests/helm/test_live.py
 
 check: dev         ## style, types, architecture; changes nothing
